@@ -1,0 +1,3 @@
+"""
+Zero-code OpenTelemetry spans for SQLAlchemy's asyncio extension.
+"""
