@@ -1,0 +1,128 @@
+"""
+The one way in: arm the agent in this process.
+
+Standard library only. It runs in every process of the launcher, most of which never open an async engine; whatever
+costs time waits for the application to import what is instrumented.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ._importhook import ImportHook
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
+    from typing import Any
+
+    from ._agent import Agent
+
+_MODE = "OTEL_ASYNC_SQLA_MODE"
+_DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+# Module to the method of the agent that hears of it.
+_HOOKS = {
+    # This module, not the package: `async_engine_from_config` uses the names in here.
+    "sqlalchemy.ext.asyncio.engine": "sqlalchemy_imported",
+    "opentelemetry.instrumentation.sqlalchemy": "contrib_imported",
+}
+
+_active: _Activation | None = None
+
+
+class _Activation:
+    """
+    An armed agent: the import hook, and behind it the agent itself once it is needed.
+    """
+
+    def __init__(self, environ: Mapping[str, str], providers: Mapping[str, Any]) -> None:
+        self._environ = environ
+        self._providers = providers
+        self._agent: Agent | None = None
+        self.hook = ImportHook({module: self._guarded(method) for module, method in _HOOKS.items()})
+
+    def agent(self) -> Agent:
+        if self._agent is None:
+            from ._agent import Agent
+
+            self._agent = Agent(self._environ, **self._providers)
+        return self._agent
+
+    def disarm(self) -> None:
+        self.hook.uninstall()
+        if self._agent is not None:
+            self._agent.uninstrument()
+
+    def _guarded(self, method: str) -> Callable[[ModuleType], None]:
+        def callback(module: ModuleType) -> None:
+            try:
+                getattr(self.agent(), method)(module)
+            except Exception:  # noqa: BLE001 - it would break the application's import
+                _log_failure(f"could not instrument {module.__name__}")
+
+        return callback
+
+
+def activate(options: Mapping[str, str] | None = None, **providers: Any) -> None:
+    """
+    Arm the agent, once; a second activation changes nothing. Never raises.
+
+    Args:
+        options: Variables that win over the environment's.
+        providers: `tracer_provider` and `meter_provider`; the global ones by default.
+    """
+    global _active
+    try:
+        if _active is not None:
+            _warn_of_lost_options({**(options or {}), **providers})
+            return
+        environ = {key: value for key, value in os.environ.items() if key.startswith("OTEL_")}
+        environ.update(options or {})
+        if not _switched_off(environ):
+            _active = _Activation(environ, providers)
+            _active.hook.install()
+    except Exception:  # noqa: BLE001 - the launcher would instrument nothing at all
+        _log_failure("could not be activated")
+
+
+def deactivate() -> None:
+    """
+    Disarm the agent and give everything back that it has replaced. Never raises.
+    """
+    global _active
+    activation, _active = _active, None
+    try:
+        if activation is not None:
+            activation.disarm()
+    except Exception:  # noqa: BLE001
+        _log_failure("could not be deactivated")
+
+
+def _switched_off(environ: Mapping[str, str]) -> bool:
+    """
+    Tell whether the environment wants no agent; the launcher calls us even then.
+    """
+    disabled = {name.strip() for name in environ.get(_DISABLED, "").split(",")}
+    return (
+        environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+        or not disabled.isdisjoint({"async_sqla", "*"})
+        or environ.get(_MODE, "").strip().lower() == "off"
+    )
+
+
+def _warn_of_lost_options(options: Mapping[str, Any]) -> None:
+    if options:
+        import logging
+
+        logging.getLogger("otel_async_sqla_agent").warning(
+            "the agent is active already, so these options of a second activation are ignored: %s; "
+            "call uninstrument() first",
+            ", ".join(sorted(options)),
+        )
+
+
+def _log_failure(what: str) -> None:
+    import logging
+
+    logging.getLogger("otel_async_sqla_agent").exception("otel-async-sqla-agent %s", what)

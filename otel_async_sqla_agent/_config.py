@@ -1,0 +1,172 @@
+"""
+Build the configuration from environment variables.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .environment_variables import (
+    OTEL_ASYNC_SQLA_EXCLUDE,
+    OTEL_ASYNC_SQLA_MODE,
+    OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH,
+    OTEL_ASYNC_SQLA_QUERY_TEXT,
+    OTEL_ASYNC_SQLA_REQUIRE_PARENT,
+    OTEL_ASYNC_SQLA_SPANS,
+)
+
+_logger = logging.getLogger("otel_async_sqla_agent")
+_T = TypeVar("_T")
+
+OTEL_SEMCONV_STABILITY_OPT_IN = "OTEL_SEMCONV_STABILITY_OPT_IN"
+
+
+class Mode(enum.Enum):
+    """
+    Which layers make spans; see docs/design.md for the table.
+    """
+
+    AUTO = "auto"
+    ENGINE = "engine"
+    DRIVER = "driver"
+    BOTH = "both"
+    OFF = "off"
+
+
+class QueryText(enum.Enum):
+    """
+    What becomes of the SQL text of a statement.
+    """
+
+    AUTO = "auto"
+    MASKED = "masked"
+    RAW = "raw"
+    OFF = "off"
+
+
+class SpanType(enum.Enum):
+    """
+    The calls that can make a span.
+    """
+
+    STATEMENT = "statement"
+    CONNECT = "connect"
+    TRANSACTION = "transaction"
+
+
+class AttributeNames(enum.Enum):
+    """
+    Which attribute names a span has, as `OTEL_SEMCONV_STABILITY_OPT_IN` says.
+    """
+
+    OLD = ""
+    STABLE = "database"
+    DUP = "database/dup"
+
+
+@dataclass(frozen=True)
+class Config:
+    """
+    What the environment says; every field has a default that leaks nothing.
+    """
+
+    mode: Mode = Mode.AUTO
+    spans: frozenset[SpanType] = frozenset({SpanType.STATEMENT, SpanType.CONNECT})
+    query_text: QueryText = QueryText.AUTO
+    query_max_length: int = 2048
+    require_parent: bool = False
+    exclude: re.Pattern[str] | None = None
+    attribute_names: AttributeNames = AttributeNames.OLD
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Config:
+        """
+        Read the variables; a bad value warns once and leaves the default.
+        """
+        read = _Reader(environ)
+        return cls(
+            mode=read(OTEL_ASYNC_SQLA_MODE, _member(Mode), _names(Mode), cls.mode),
+            spans=read(OTEL_ASYNC_SQLA_SPANS, _spans, f"none, or a list of {_names(SpanType)}", cls.spans),
+            query_text=read(
+                OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text
+            ),
+            query_max_length=read(
+                OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH, _length, "a whole number from 1", cls.query_max_length
+            ),
+            require_parent=read(OTEL_ASYNC_SQLA_REQUIRE_PARENT, _boolean, "true, false", cls.require_parent),
+            exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
+            attribute_names=_attribute_names(environ.get(OTEL_SEMCONV_STABILITY_OPT_IN, "")),
+        )
+
+
+class _Reader:
+    """
+    Parse one variable after the other; a value that its parser rejects with ValueError warns.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def __call__(self, variable: str, parse: Callable[[str], _T], accepted: str, default: _T) -> _T:
+        value = self._environ.get(variable, "").strip()
+        if not value:
+            return default
+        try:
+            return parse(value)
+        except ValueError:
+            _logger.warning(
+                "%s=%r is not valid and is ignored; accepted: %s", variable, value, accepted
+            )
+            return default
+
+
+_Member = TypeVar("_Member", bound=enum.Enum)
+
+
+def _member(members: type[_Member]) -> Callable[[str], _Member]:
+    return lambda value: members(value.lower())
+
+
+def _names(members: type[enum.Enum]) -> str:
+    return ", ".join(member.value for member in members)
+
+
+def _spans(value: str) -> frozenset[SpanType]:
+    if value.lower() == "none":
+        return frozenset()
+    return frozenset(SpanType(item.strip().lower()) for item in value.split(",") if item.strip())
+
+
+def _length(value: str) -> int:
+    length = int(value)
+    if length < 1:
+        raise ValueError(value)
+    return length
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ValueError(value)
+    return value.lower() == "true"
+
+
+def _pattern(value: str) -> re.Pattern[str]:
+    try:
+        return re.compile(value, re.IGNORECASE)
+    except re.error as error:
+        raise ValueError(value) from error
+
+
+def _attribute_names(opt_in: str) -> AttributeNames:
+    """
+    Read OpenTelemetry's own list, in which words of other signals stand too; `database/dup` wins.
+    """
+    words = {word.strip().lower() for word in opt_in.split(",")}
+    if AttributeNames.DUP.value in words:
+        return AttributeNames.DUP
+    return AttributeNames.STABLE if AttributeNames.STABLE.value in words else AttributeNames.OLD

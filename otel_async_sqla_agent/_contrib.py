@@ -1,0 +1,156 @@
+"""
+Stand in front of opentelemetry-instrumentation-sqlalchemy, where an engine is async.
+
+On an async engine it starts two spans a query, ends one, and counts the pool twice
+(https://github.com/open-telemetry/opentelemetry-python-contrib/issues/2149). Sync engines stay its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import weakref
+from inspect import getattr_static
+from types import MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sqlalchemy import event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from opentelemetry.trace import TracerProvider
+    from sqlalchemy.engine import Engine
+
+_logger = logging.getLogger("otel_async_sqla_agent")
+
+_CONTRIB = "opentelemetry.instrumentation.sqlalchemy"
+_UNDERSTOOD = {
+    "engine",
+    "engines",
+    "meter_provider",
+    "raise_exception_on_conflict",
+    "skip_dep_check",
+    "tracer_provider",
+}
+
+
+class _Taken(NamedTuple):
+    """
+    What contrib had of an engine, or would have had.
+    """
+
+    listeners: list[tuple[str, Any]]
+    tracers: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]]
+
+
+class ContribSQLAlchemy:
+    """
+    Contrib's instrumentor, stepped aside for async engines.
+
+    Args:
+        module: `opentelemetry.instrumentation.sqlalchemy`.
+        instrument_engine: What to do with an engine that contrib was given: a function of the sync engine and a
+            TracerProvider or None.
+    """
+
+    def __init__(
+        self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None], None]
+    ) -> None:
+        self._engine_tracer: Any = module.EngineTracer
+        self._instrumentor: Any = module.SQLAlchemyInstrumentor
+        self._instrument_engine = instrument_engine
+        self._taken: weakref.WeakKeyDictionary[Engine, _Taken] = weakref.WeakKeyDictionary()
+        self._tracer_provider: TracerProvider | None = None
+        self._lost_options: list[str] = []
+        self._original_init = self._engine_tracer.__init__
+        self._engine_tracer.__init__ = self._stepping_aside(self._original_init)
+        self._instrumentor.instrument = self._listening(self._instrumentor.instrument)
+
+    def take_over(self, engine: Engine) -> None:
+        """
+        Take contrib's listeners and its `connect` span off an engine.
+        """
+        engine.__dict__["connect"] = MethodType(_connect_without_contrib(type(engine)), engine)
+        taken = self._taken.setdefault(engine, _Taken([], []))
+        for entry in list(self._engine_tracer._remove_event_listener_params):
+            target, identifier, listener = entry
+            if target() is engine:
+                event.remove(engine, identifier, listener)
+                self._engine_tracer._remove_event_listener_params.remove(entry)
+                taken.listeners.append((identifier, listener))
+
+    def uninstall(self) -> None:
+        """
+        Give contrib its place back.
+        """
+        self._engine_tracer.__init__ = self._original_init
+        del self._instrumentor.instrument  # the base class has the original
+        active = self._instrumentor().is_instrumented_by_opentelemetry
+        for engine, taken in list(self._taken.items()):
+            engine.__dict__.pop("connect", None)
+            if active:
+                self._give_back(engine, taken)
+        self._taken.clear()
+
+    def _give_back(self, engine: Engine, taken: _Taken) -> None:
+        for identifier, listener in taken.listeners:
+            # As contrib registers them: https://github.com/open-telemetry/opentelemetry-python-contrib, engine.py
+            changes_statement = {"retval": True} if identifier == "before_cursor_execute" else {}
+            self._engine_tracer._register_event_listener(engine, identifier, listener, **changes_statement)
+        for engine_tracer, tracer, args, kwargs in taken.tracers:
+            self._original_init(engine_tracer, tracer, engine, *args, **kwargs)
+
+    def _stepping_aside(self, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def __init__(engine_tracer: Any, tracer: Any, engine: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            engine = getattr(engine, "sync_engine", engine)
+            if not getattr(engine.dialect, "is_async", False):
+                original(engine_tracer, tracer, engine, *args, **kwargs)
+                return
+            self._instrument_engine(engine, self._tracer_provider)
+            taken = self._taken.setdefault(engine, _Taken([], []))
+            taken.tracers.append((engine_tracer, tracer, args, kwargs))
+            self._warn_of_lost_options()
+
+        return __init__
+
+    def _listening(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """
+        Hear what the application calls `instrument()` with, also where contrib refuses (SQLAlchemy 2.1).
+        """
+
+        @functools.wraps(original)
+        def instrument(instrumentor: Any, **kwargs: Any) -> Any:
+            provider = kwargs.get("tracer_provider")
+            if not instrumentor.is_instrumented_by_opentelemetry:
+                self._tracer_provider = provider
+            self._lost_options = sorted(key for key, value in kwargs.items() if value and key not in _UNDERSTOOD)
+            for engine in (kwargs.get("engine"), *(kwargs.get("engines") or ())):
+                engine = getattr(engine, "sync_engine", engine)
+                if getattr(getattr(engine, "dialect", None), "is_async", False):
+                    self._instrument_engine(engine, provider)
+                    self._warn_of_lost_options()
+            return original(instrumentor, **kwargs)
+
+        return instrument
+
+    def _warn_of_lost_options(self) -> None:
+        if self._lost_options:
+            _logger.warning(
+                "SQLAlchemyInstrumentor().instrument(%s): an async engine is instrumented by otel-async-sqla-agent, "
+                "which has no equivalent of these options",
+                ", ".join(self._lost_options),
+            )
+            self._lost_options = []
+
+
+def _connect_without_contrib(engine_class: type[Engine]) -> Callable[..., Any]:
+    """
+    Return `Engine.connect` as it is below contrib's wrapper.
+    """
+    connect = getattr_static(engine_class, "connect")
+    while getattr(getattr(connect, "_self_wrapper", None), "__module__", "").startswith(_CONTRIB):
+        connect = connect.__wrapped__
+    return connect  # type: ignore[no-any-return]

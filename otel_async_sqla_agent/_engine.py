@@ -1,0 +1,343 @@
+"""
+The engine layer: bracket what an async engine sends to its database, on the instance of its dialect.
+
+Every statement, commit and ping that SQLAlchemy issues goes through the engine's dialect, so that brackets there
+see success, error and cancellation alike; event listeners cannot: when another listener raises, no event tells.
+Copies of an engine made by `execution_options()` share the dialect.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from time import time_ns
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from ._config import SpanType
+from ._errors import error_facts
+from ._semconv import Database
+from ._statement import Bracket, end_span, open_bracket
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+    from sqlalchemy.engine import Dialect, Engine
+
+    from ._guard import Guard
+    from ._statement import StatementCore
+
+_Call = Callable[..., Any]
+
+# Under this name an engine's state stands in the `__dict__` of its dialect, and is gone with it.
+_STATE = "_otel_async_sqla_engine"
+_CONNECT = "_ConnectionRecord__connect"
+
+_TRANSACTION_CALLS = {
+    "do_commit": "COMMIT",
+    "do_rollback": "ROLLBACK",
+    "do_savepoint": "SAVEPOINT",
+    "do_rollback_to_savepoint": "ROLLBACK TO SAVEPOINT",
+    "do_release_savepoint": "RELEASE SAVEPOINT",
+    "do_begin_twophase": "BEGIN",
+    "do_prepare_twophase": "PREPARE TRANSACTION",
+    "do_commit_twophase": "COMMIT PREPARED",
+    "do_rollback_twophase": "ROLLBACK PREPARED",
+    "do_recover_twophase": "RECOVER PREPARED",
+}
+_SILENT_CALLS = ("do_ping", "do_close", "do_terminate")
+
+
+class EngineLayer:
+    """
+    Instrument engines, and undo it.
+    """
+
+    def __init__(self, core: StatementCore, guard: Guard) -> None:
+        self._core = core
+        self._guard = guard
+        self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
+        self._unwrap_connect: Callable[[], None] | None = None
+
+    def instrument(self, sync_engine: Engine, tracer: Tracer) -> bool:
+        """
+        Instrument an engine.
+
+        Returns:
+            False if it is instrumented already.
+        """
+        dialect = sync_engine.dialect
+        if _STATE in dialect.__dict__:
+            return False
+        if self._unwrap_connect is None:
+            self._unwrap_connect = _wrap_connect()
+        state = EngineState(self._core, self._guard, sync_engine, tracer)
+        dialect.__dict__[_STATE] = state
+        state.wrap(dialect)
+        self._dialects.add(dialect)
+        return True
+
+    def use_tracer(self, sync_engine: Engine, tracer: Tracer) -> None:
+        """
+        Send the spans of an instrumented engine through another tracer.
+        """
+        state: EngineState = sync_engine.dialect.__dict__[_STATE]
+        state.tracer = tracer
+        state.refresh(sync_engine.dialect)
+
+    def uninstrument(self) -> None:
+        """
+        Give every dialect, and SQLAlchemy's connection record, the identical methods back.
+        """
+        self._guard.active = False  # what another tool has wrapped in the meantime passes through from now on
+        for dialect in list(self._dialects):
+            state: EngineState = dialect.__dict__.pop(_STATE)
+            state.unwrap(dialect)
+        self._dialects.clear()
+        if self._unwrap_connect is not None:
+            self._unwrap_connect()
+            self._unwrap_connect = None
+
+
+class EngineState:
+    """
+    What is kept for one engine: where its spans go, and which methods of its dialect are bracketed.
+    """
+
+    def __init__(self, core: StatementCore, guard: Guard, sync_engine: Engine, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self._core = core
+        self._guard = guard
+        self._url = sync_engine.url
+        self._wrapped: dict[str, tuple[_Call, _Call | None]] = {}
+        self.refresh(sync_engine.dialect)
+
+    def refresh(self, dialect: Dialect) -> None:
+        """
+        Read the database's facts again: MariaDB is told from MySQL only by the first connection.
+        """
+        name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
+        host = self._url.host or self._url.query.get("host")
+        self._target = self._core.target(
+            self.tracer,
+            Database(
+                dialect=name,
+                namespace=self._url.database,
+                address=host if isinstance(host, str) else None,
+                port=self._url.port,
+                user=self._url.username,
+            ),
+        )
+
+    def wrap(self, dialect: Dialect) -> None:
+        """
+        Put brackets around the dialect's methods, as attributes of the instance.
+        """
+        begins: dict[str, _Call] = {
+            "do_execute": self._begin_execute,
+            "do_executemany": self._begin_executemany,
+            "do_execute_no_params": self._begin_execute_no_params,
+            **{name: functools.partial(self._begin_transaction, span_name)
+               for name, span_name in _TRANSACTION_CALLS.items()},
+            **dict.fromkeys(_SILENT_CALLS, _begin_silently),
+        }  # fmt: skip
+        for name, begin in begins.items():
+            self._replace(dialect, name, functools.partial(self._bracket, begin))
+        if hasattr(dialect, "_deliver_insertmanyvalues_batches"):  # SQLAlchemy 2.0
+            self._replace(dialect, "_deliver_insertmanyvalues_batches", self._bracket_batches)
+
+    def unwrap(self, dialect: Dialect) -> None:
+        """
+        Give the dialect its methods back, where no other tool has put its own over ours.
+        """
+        for name, (wrapper, previous) in self._wrapped.items():
+            if dialect.__dict__.get(name) is not wrapper:
+                continue
+            if previous is None:
+                delattr(dialect, name)
+            else:
+                setattr(dialect, name, previous)
+
+    def connect(self, dialect: Dialect, connect: _Call) -> Any:
+        """
+        Make a real connection: all of it is one span, which is not made current.
+        """
+        result = self._bracket(self._begin_connect, connect)()
+        try:
+            self.refresh(dialect)
+        except Exception as failure:  # noqa: BLE001
+            self._guard.failed(failure)
+        return result
+
+    def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:
+        original = getattr(dialect, name)
+        wrapper = functools.wraps(original)(make(original))
+        self._wrapped[name] = (wrapper, dialect.__dict__.get(name))
+        setattr(dialect, name, wrapper)
+
+    def _bracket(self, begin: _Call, original: _Call) -> _Call:
+        """
+        Return the method in a bracket; `begin` gets the bracket and the call's own arguments.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if (outer := open_bracket()) is not None:
+                return self._pass_through(outer, original, args, kwargs)
+            if not self._guard.active:
+                return original(*args, **kwargs)
+            bracket = Bracket()
+            try:
+                self._begin(begin, bracket, args, kwargs)
+                result = original(*args, **kwargs)
+            except BaseException as error:
+                self._close(bracket, error)
+                raise
+            self._close(bracket, None)
+            return result
+
+        return call
+
+    def _bracket_batches(self, original: _Call) -> _Call:
+        """
+        Return the generator of insertmanyvalues in a bracket that stays open while SQLAlchemy executes the batches.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            if open_bracket() is not None or not self._guard.active:
+                yield from original(*args, **kwargs)
+                return
+            bracket = Bracket()
+            try:
+                self._begin(self._begin_batches, bracket, args, kwargs)
+                yield from original(*args, **kwargs)
+            except BaseException as error:
+                self._close(bracket, error)
+                raise
+            self._close(bracket, None)
+
+        return call
+
+    def _pass_through(self, outer: Bracket, original: _Call, args: Any, kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            # A batch of insertmanyvalues fails outside of the generator that is its bracket.
+            self._note_error(outer, error)
+            raise
+
+    def _begin(self, begin: _Call, bracket: Bracket, args: Any, kwargs: Any) -> None:
+        try:
+            begin(bracket, *args, **kwargs)
+        except Exception as failure:  # noqa: BLE001
+            self._guard.failed(failure)
+
+    def _note_error(self, bracket: Bracket, error: BaseException) -> None:
+        try:
+            bracket.error = error_facts(error)
+        except Exception as failure:  # noqa: BLE001
+            self._guard.failed(failure)
+
+    def _close(self, bracket: Bracket, error: BaseException | None) -> None:
+        bracket.close()
+        try:
+            facts = None if error is None else error_facts(error) or bracket.error
+            span = bracket.span
+            if span is None and facts is not None and bracket.if_it_fails is not None:
+                span = self._core.start_call(self._target, *bracket.if_it_fails)
+            if span is not None:
+                end_span(span, facts)
+        except Exception as failure:  # noqa: BLE001
+            self._guard.failed(failure)
+
+    def _begin_execute(
+        self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
+    ) -> None:
+        self._core.start_statement(
+            bracket, self._target, statement, parameterised=_parameterised(parameters, context), batch_size=0
+        )
+
+    def _begin_executemany(
+        self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
+    ) -> None:
+        self._core.start_statement(
+            bracket,
+            self._target,
+            statement,
+            parameterised=_parameterised(parameters, context),
+            batch_size=len(parameters),
+        )
+
+    def _begin_execute_no_params(
+        self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None
+    ) -> None:
+        self._core.start_statement(bracket, self._target, statement, parameterised=False, batch_size=0)
+
+    def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
+        # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.
+        statement, parameters, _, context = args[-4:]
+        self._begin_executemany(bracket, None, statement, parameters, context)
+
+    def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *args: Any, **kw: Any) -> None:
+        spans = self._core.config.spans
+        if SpanType.TRANSACTION not in spans:
+            bracket.if_it_fails = (name, time_ns()) if spans else None
+        elif not _sends_nothing(connection):
+            span = self._core.start_call(self._target, name)
+            if span is not None:
+                bracket.attach(span)
+
+    def _begin_connect(self, bracket: Bracket) -> None:
+        if SpanType.CONNECT in self._core.config.spans:
+            bracket.span = self._core.start_call(self._target, "connect")
+
+
+def _begin_silently(bracket: Bracket, *args: Any, **kwargs: Any) -> None:
+    """
+    Make no span; the bracket keeps the driver's from being made.
+    """
+
+
+def _wrap_connect() -> Callable[[], None]:
+    """
+    Bracket real connects at the one place that has driver connect, `connect` listeners and `initialize` in it.
+
+    Returns:
+        What undoes it.
+    """
+    from sqlalchemy.pool.base import _ConnectionRecord
+
+    original = getattr(_ConnectionRecord, _CONNECT)
+
+    def connect(wrapped: _Call, record: Any, args: Any, kwargs: Any) -> Any:
+        dialect = record._ConnectionRecord__pool._dialect
+        state: EngineState | None = getattr(dialect, _STATE, None)
+        if state is None:
+            return wrapped(*args, **kwargs)
+        return state.connect(dialect, functools.partial(wrapped, *args, **kwargs))
+
+    wrapt.wrap_function_wrapper(_ConnectionRecord, _CONNECT, connect)
+    return functools.partial(setattr, _ConnectionRecord, _CONNECT, original)
+
+
+def _parameterised(parameters: Any, context: Any) -> bool:
+    """
+    Tell whether the values are apart from the text; `literal_execute` parameters are written into it.
+    """
+    if not parameters:
+        return False
+    compiled = getattr(context, "compiled", None)
+    return not getattr(compiled, "literal_execute_params", None)
+
+
+def _sends_nothing(connection: Any) -> bool:
+    """
+    Tell whether COMMIT or ROLLBACK stays in the driver: asyncpg and SQLite without a transaction.
+    """
+    connection = getattr(connection, "dbapi_connection", connection)
+    if hasattr(connection, "_transaction"):
+        return connection._transaction is None
+    try:
+        return getattr(getattr(connection, "_connection", None), "in_transaction", None) is False
+    except Exception:  # noqa: BLE001 - aiosqlite raises from the property where the connection is closed
+        return False

@@ -1,0 +1,110 @@
+"""
+Tell what a span says of an exception, without any value that the exception carries.
+"""
+
+from __future__ import annotations
+
+import re
+from asyncio import CancelledError
+from typing import NamedTuple
+
+from opentelemetry.semconv.attributes.db_attributes import DB_RESPONSE_STATUS_CODE
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.exception_attributes import EXCEPTION_MESSAGE, EXCEPTION_TYPE
+from opentelemetry.trace import Span, Status, StatusCode
+
+# Values stand in quotes (PostgreSQL: `invalid input syntax for type integer: "abc"`) or are numbers. Servers do not
+# escape a quote inside a value (MySQL: `Duplicate entry 'it's' for key 'x'`), so all from the first quote to the
+# last is masked.
+_QUOTED_OR_NUMBER = re.compile(r"""['"`](?:.*['"`]|.*)|(?<![\w.])[+-]?\d[\w.]*""")
+# After a colon a message is kept only while it is names (SQLite: `UNIQUE constraint failed: users.email`):
+# asyncpg puts the repr of a parameter there.
+_NAMES = re.compile(r"[\w.]+(?:, [\w.]+)*")
+# Raised by the application's own SQL (RAISE EXCEPTION, SIGNAL, RAISE(ABORT)): the message is free text.
+_RAISED_BY_SQL = frozenset({"P0001", "1644", "1811"})
+
+
+class ErrorFacts(NamedTuple):
+    """
+    What a span says of an exception.
+    """
+
+    type: str
+    """
+    The exception's full class name, the driver's own where SQLAlchemy wrapped it.
+    """
+
+    message: str
+    """
+    The masked first line; empty for a cancellation.
+    """
+
+    status_code: str | None
+    """
+    SQLSTATE, or the vendor's or SQLite's number.
+    """
+
+
+def error_facts(error: BaseException) -> ErrorFacts | None:
+    """
+    Read an exception.
+
+    Returns:
+        None where nothing failed: a coroutine or greenlet was closed by its owner.
+    """
+    if isinstance(error, GeneratorExit) or type(error).__name__ == "GreenletExit":
+        return None
+    original = _original(error)
+    kind = type(original)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    code = _status_code(original)
+    silent = isinstance(original, CancelledError) or code in _RAISED_BY_SQL
+    return ErrorFacts(name, "" if silent else mask_message(original), code)
+
+
+def record_error(span: Span, facts: ErrorFacts) -> None:
+    """
+    Write the facts on a span: status, attributes and one `exception` event without a stack trace.
+    """
+    span.set_attribute(ERROR_TYPE, facts.status_code or facts.type)
+    if facts.status_code is not None:
+        span.set_attribute(DB_RESPONSE_STATUS_CODE, facts.status_code)
+    span.set_status(Status(StatusCode.ERROR, facts.message or None))
+    if facts.message:
+        span.add_event("exception", {EXCEPTION_TYPE: facts.type, EXCEPTION_MESSAGE: facts.message})
+
+
+def mask_message(error: BaseException) -> str:
+    """
+    Take the first line of an exception's message, with what may be a value as `?`.
+    """
+    text = error.args[1] if _has_vendor_number(error) and len(error.args) > 1 else str(error)
+    line = str(text).partition("\n")[0]
+    head, colon, tail = _QUOTED_OR_NUMBER.sub("?", line).partition(": ")
+    return f"{head}{colon}{tail}" if _NAMES.fullmatch(tail) or tail == "?" else head
+
+
+def _original(error: BaseException) -> BaseException:
+    """
+    Find the driver's exception: SQLAlchemy has it as `orig`, its asyncio adapters as the cause.
+    """
+    error = getattr(error, "orig", None) or error
+    if type(error).__module__.startswith("sqlalchemy.") and error.__cause__ is not None:
+        return error.__cause__
+    return error
+
+
+def _status_code(error: BaseException) -> str | None:
+    code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorcode", None)
+    if code is None and _has_vendor_number(error):
+        code = error.args[0]
+    return None if code is None else str(code)
+
+
+def _has_vendor_number(error: BaseException) -> bool:
+    """
+    Recognise the MySQL drivers' exceptions, whose first argument is the server's error number.
+    """
+    return type(error).__module__.startswith(("pymysql.", "asyncmy.")) and bool(
+        error.args and isinstance(error.args[0], int)
+    )

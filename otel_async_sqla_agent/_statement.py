@@ -1,0 +1,237 @@
+"""
+Make the span of a statement: what every layer shares.
+
+A *bracket* encloses one call of the application that reaches the database. While it is open, the calls that it
+causes further down (SQLAlchemy's own, the driver's) pass through: each statement gives one span, made by the
+outermost bracket.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from contextvars import ContextVar, Token
+from typing import NamedTuple
+
+from opentelemetry import context, trace
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SIZE
+from opentelemetry.trace import Span, SpanKind, Tracer
+
+from ._config import Config, QueryText, SpanType
+from ._errors import ErrorFacts, record_error
+from ._semconv import Attributes, Database, database_attributes, statement_attributes
+from ._sql import READ_LIMIT, read_sql
+
+_logger = logging.getLogger("otel_async_sqla_agent")
+
+CACHED_STATEMENTS = 512
+CUT_MARK = "…"
+
+
+class Target(NamedTuple):
+    """
+    Where spans of one engine or connection go, and what all of them say.
+    """
+
+    tracer: Tracer
+    system: str
+    """
+    `db.system.name`.
+    """
+
+    attributes: Attributes
+
+
+class StatementFacts(NamedTuple):
+    """
+    What is computed once per distinct SQL text.
+    """
+
+    name: str
+    attributes: Attributes
+    excluded: bool
+
+
+class Bracket:
+    """
+    One open call.
+
+    The `active` flag is what counts, not the variable: a context that is current while a connection is being made
+    lives on in its callbacks and background tasks.
+    """
+
+    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "span")
+
+    def __init__(self) -> None:
+        self.active = True
+        self.span: Span | None = None
+        self.error: ErrorFacts | None = None
+        """
+        What went wrong in a call further down.
+        """
+        self.if_it_fails: tuple[str, int] | None = None
+        """
+        Name and start time of the span that is made only if the call fails.
+        """
+        self._outer = _open_bracket.set(self)
+        self._attached: Token[context.Context] | None = None
+
+    def attach(self, span: Span) -> None:
+        """
+        Make the span the current one until the bracket is closed.
+        """
+        self.span = span
+        self._attached = context.attach(trace.set_span_in_context(span))
+
+    def close(self) -> None:
+        """
+        Make current again what was; the span itself goes on.
+        """
+        self.active = False
+        if self._attached is not None:
+            context.detach(self._attached)
+        try:
+            _open_bracket.reset(self._outer)
+        except ValueError:  # closed in another context: the flag is what counts
+            pass
+
+
+_open_bracket: ContextVar[Bracket | None] = ContextVar("otel_async_sqla_bracket", default=None)
+
+
+def open_bracket() -> Bracket | None:
+    """
+    Return the open bracket that encloses the current call, if there is one.
+    """
+    bracket = _open_bracket.get()
+    return bracket if bracket is not None and bracket.active else None
+
+
+class StatementCore:
+    """
+    Start and end spans, as the configuration says.
+
+    Nothing here catches what goes wrong: every call comes through the guard of a layer.
+
+    Args:
+        config: What the environment says.
+        global_provider: Whether spans go to the global TracerProvider, which may not be set yet.
+    """
+
+    def __init__(self, config: Config, *, global_provider: bool) -> None:
+        self.config = config
+        self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
+        self._provider_checked = not global_provider
+
+    def target(self, tracer: Tracer, database: Database) -> Target:
+        """
+        Compute what all spans of an engine or connection have in common.
+        """
+        return Target(tracer, database.system, database_attributes(self.config.attribute_names, database))
+
+    def start_statement(
+        self, bracket: Bracket, target: Target, sql: object, *, parameterised: bool, batch_size: int
+    ) -> None:
+        """
+        Start the span of a statement and make it the current one.
+
+        Args:
+            bracket: The bracket that encloses the call.
+            target: The database that is talked to.
+            sql: The text that the driver is given; what is not a `str` (a mock, a driver's own object) gives no text.
+            parameterised: Whether the values are apart from the text.
+            batch_size: Parameter sets of an executemany, else 0.
+        """
+        if SpanType.STATEMENT not in self.config.spans or not self._wanted():
+            return
+        facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
+        if facts.excluded:
+            return
+        attributes = {**target.attributes, **facts.attributes}
+        if batch_size > 1:
+            attributes[DB_OPERATION_BATCH_SIZE] = batch_size
+        bracket.attach(_start_span(target.tracer, facts.name, attributes))
+
+    def start_call(self, target: Target, name: str, start_time: int | None = None) -> Span | None:
+        """
+        Start the span of a call that is no statement (`connect`, `COMMIT`), without making it the current one.
+
+        Args:
+            target: The database that is talked to.
+            name: The span's name.
+            start_time: Nanoseconds since the epoch, where the call has begun before; else None.
+        """
+        if not self._wanted():
+            return None
+        operation = "" if name == "connect" else name
+        attributes = target.attributes | statement_attributes(
+            self.config.attribute_names, operation=operation, summary=operation, text=None
+        )
+        return _start_span(target.tracer, name, attributes, start_time)
+
+    def _wanted(self) -> bool:
+        if not is_instrumentation_enabled():
+            return False
+        if not self._provider_checked:
+            self._check_provider()
+        return not self.config.require_parent or trace.get_current_span().get_span_context().is_valid
+
+    def _check_provider(self) -> None:
+        """
+        Warn once where the spans go nowhere; a provider that comes later is used all the same.
+        """
+        self._provider_checked = True
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            _logger.warning(
+                "no TracerProvider is set, so the spans of async engines go nowhere for now; run the program with "
+                "`opentelemetry-instrument`, or call opentelemetry.trace.set_tracer_provider()"
+            )
+
+    def _facts(self, sql: str, parameterised: bool, batch: bool, system: str) -> StatementFacts:
+        # A longer text would make the cache's size unpredictable, and is not often the same twice.
+        facts = self._cached_facts if len(sql) <= READ_LIMIT else self._read_facts
+        return facts(sql, parameterised, batch, system)
+
+    def _read_facts(self, sql: str, parameterised: bool, batch: bool, system: str) -> StatementFacts:
+        reading = read_sql(sql, system)
+        summary = f"BATCH {reading.summary}" if batch and reading.summary else reading.summary
+        texts = {
+            QueryText.AUTO: sql if parameterised else reading.masked,
+            QueryText.MASKED: reading.masked,
+            QueryText.RAW: sql,
+            QueryText.OFF: "",
+        }
+        return StatementFacts(
+            name=summary or system,
+            attributes=statement_attributes(
+                self.config.attribute_names,
+                operation=reading.operation,
+                summary=summary,
+                text=self._cut(texts[self.config.query_text]),
+            ),
+            excluded=self.config.exclude is not None and bool(self.config.exclude.search(sql)),
+        )
+
+    def _cut(self, text: str) -> str:
+        length = self.config.query_max_length
+        return text if len(text) <= length else text[: length - len(CUT_MARK)] + CUT_MARK
+
+
+def end_span(span: Span, error: ErrorFacts | None) -> None:
+    """
+    End a span, with what went wrong if something did.
+    """
+    try:
+        if error is not None and span.is_recording():
+            record_error(span, error)
+    finally:
+        span.end()
+
+
+def _start_span(tracer: Tracer, name: str, attributes: Attributes, start_time: int | None = None) -> Span:
+    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_time)
+    # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them.
+    if span.is_recording() and len(getattr(span, "attributes", attributes)) < len(attributes):
+        span.set_attributes(attributes)
+    return span

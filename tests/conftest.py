@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+
+import otel_async_sqla_agent
+from tests.recording import Recording
+
+
+@pytest.fixture(autouse=True)
+def _clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """
+    Begin without a variable that configures OpenTelemetry, and end with nothing instrumented or current.
+    """
+    for variable in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(variable)
+    yield
+    otel_async_sqla_agent.uninstrument()
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+@pytest.fixture
+def recording() -> Recording:
+    return Recording()
+
+
+@pytest.fixture
+def agent(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """
+    Return what activates the agent, with spans going to the recording and stable names by default.
+    """
+
+    def activate(opt_in: str = "database", **options: Any) -> None:
+        monkeypatch.setenv("OTEL_SEMCONV_STABILITY_OPT_IN", opt_in)
+        otel_async_sqla_agent.instrument(tracer_provider=recording.provider, **options)
+
+    return activate
+
+
+def run(main: Any) -> Any:
+    """
+    Run a coroutine in an event loop of its own, and collect what it leaves.
+    """
+    try:
+        return asyncio.run(main)
+    finally:
+        gc.collect()

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from otel_async_sqla_agent import environment_variables
+from otel_async_sqla_agent._config import AttributeNames, Config, Mode, QueryText, SpanType
+
+
+def test_defaults() -> None:
+    """
+    Without a variable, and with empty ones, the defaults hold.
+    """
+    empty = {name: " " for name in vars(environment_variables) if name.startswith("OTEL_")}
+    assert Config() == Config.from_env({}) == Config.from_env(empty)
+
+
+def test_every_variable() -> None:
+    """
+    Every variable is read, in any case and with blanks around list items.
+    """
+    assert Config(
+        mode=Mode.BOTH,
+        spans=frozenset({SpanType.CONNECT, SpanType.TRANSACTION}),
+        query_text=QueryText.MASKED,
+        query_max_length=100,
+        require_parent=True,
+        exclude=re.compile("pg_catalog", re.IGNORECASE),
+        attribute_names=AttributeNames.DUP,
+    ) == Config.from_env(
+        {
+            "OTEL_ASYNC_SQLA_MODE": "Both",
+            "OTEL_ASYNC_SQLA_SPANS": " connect, TRANSACTION ",
+            "OTEL_ASYNC_SQLA_QUERY_TEXT": "MASKED",
+            "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH": "100",
+            "OTEL_ASYNC_SQLA_REQUIRE_PARENT": "TRUE",
+            "OTEL_ASYNC_SQLA_EXCLUDE": "pg_catalog",
+            "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database,database/dup",
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "accepted"),
+    [
+        pytest.param("MODE", "booth", "auto, engine, driver, both, off", id="mode"),
+        pytest.param("SPANS", "statement,commit", "none, or a list of statement, connect, transaction", id="spans"),
+        pytest.param("QUERY_TEXT", "yes", "auto, masked, raw, off", id="query-text"),
+        pytest.param("QUERY_MAX_LENGTH", "2k", "a whole number from 1", id="length"),
+        pytest.param("QUERY_MAX_LENGTH", "0", "a whole number from 1", id="no-length"),
+        pytest.param("REQUIRE_PARENT", "1", "true, false", id="boolean"),
+        pytest.param("EXCLUDE", "(pg_", "a regular expression", id="regular-expression"),
+    ],
+)
+def test_bad_value(variable: str, value: str, accepted: str, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A bad value warns once, with variable, value and what is accepted, and the default applies.
+    """
+    name = f"OTEL_ASYNC_SQLA_{variable}"
+    assert Config() == Config.from_env({name: value})
+    assert [f"{name}={value!r} is not valid and is ignored; accepted: {accepted}"] == caplog.messages

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+
+import pytest
+from greenlet import GreenletExit
+
+from otel_async_sqla_agent._errors import ErrorFacts, error_facts, mask_message
+
+
+@pytest.mark.parametrize(
+    ("message", "masked"),
+    [
+        pytest.param("UNIQUE constraint failed: users.email, users.name", None, id="names-stay"),
+        pytest.param("canceling statement due to statement timeout", None, id="plain"),
+        pytest.param('duplicate key value violates unique constraint "k"\nDETAIL:  Key (x)=(canary)',
+                     "duplicate key value violates unique constraint ?", id="detail"),
+        pytest.param('invalid input syntax for type integer: "canary"',
+                     "invalid input syntax for type integer: ?", id="quoted-value"),
+        pytest.param('near "canary": syntax error', "near ?: syntax error", id="near"),
+        pytest.param("Duplicate entry 'it's canary' for key 'email'", "Duplicate entry ?", id="quote-in-value"),
+        pytest.param("invalid input for query argument $1: Canary(1) (expected str, got Canary)",
+                     "invalid input for query argument $?", id="repr"),
+        pytest.param("unterminated 'canary", "unterminated ?", id="open-quote"),
+        pytest.param("value 4111111111111111 out of range", "value ? out of range", id="number"),
+        pytest.param("", "", id="empty"),
+    ],
+)  # fmt: skip
+def test_message_without_values(message: str, masked: str | None) -> None:
+    """
+    What may be a value does not stand in the message.
+    """
+    assert (message if masked is None else masked) == mask_message(ValueError(message))
+
+
+def test_near_is_kept() -> None:
+    """
+    The facts of a cancellation have no message.
+    """
+    assert ErrorFacts("asyncio.exceptions.CancelledError", "", None) == error_facts(asyncio.CancelledError("x"))
+
+
+@pytest.mark.parametrize("error", [GeneratorExit(), GreenletExit()], ids=repr)
+def test_closed_by_its_owner(error: BaseException) -> None:
+    """
+    A closed generator or greenlet is no error.
+    """
+    assert error_facts(error) is None
+
+
+def test_driver_exception_below_sqlalchemys() -> None:
+    """
+    Type, message and code are the driver's, also below two layers of SQLAlchemy.
+    """
+    from sqlalchemy.exc import IntegrityError
+
+    driver = type("UniqueViolationError", (Exception,), {"sqlstate": "23505", "__module__": "asyncpg.exceptions"})
+    adapted = type("IntegrityError", (Exception,), {"__module__": "sqlalchemy.dialects.postgresql.asyncpg"})("x")
+    adapted.__cause__ = driver("unique constraint")
+    wrapped = IntegrityError("INSERT canary", {"canary": "canary"}, adapted)
+    expected = ErrorFacts("asyncpg.exceptions.UniqueViolationError", "unique constraint", "23505")
+    assert expected == error_facts(adapted) == error_facts(wrapped)
+
+
+def test_mysql_number() -> None:
+    """
+    The MySQL drivers' error number is the status code; the message of a SIGNAL is the application's own.
+    """
+    mysql = type("IntegrityError", (Exception,), {"__module__": "pymysql.err"})
+    assert ErrorFacts("pymysql.err.IntegrityError", "Duplicate entry ?", "1062") == error_facts(
+        mysql(1062, "Duplicate entry 'canary' for key 'email'")
+    )
+    assert ErrorFacts("pymysql.err.IntegrityError", "", "1644") == error_facts(mysql(1644, "canary"))
+
+
+def test_sqlite_code() -> None:
+    """
+    SQLite's extended code is the status code from Python 3.11 on.
+    """
+    with pytest.raises(sqlite3.IntegrityError) as caught:
+        sqlite3.connect(":memory:").executescript("CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1), (1)")
+    facts = error_facts(caught.value)
+    assert facts is not None
+    assert facts.status_code == ("2067" if hasattr(caught.value, "sqlite_errorcode") else None)

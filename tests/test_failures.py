@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.sampling import Sampler
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import otel_async_sqla_agent
+from tests.conftest import run
+from tests.recording import Recording
+from tests.test_engine import MEMORY
+
+
+class Broken(RuntimeError):
+    pass
+
+
+class BrokenSampler(Sampler):
+    def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+        raise Broken("sampler")
+
+    def get_description(self) -> str:
+        return "broken"
+
+
+class BrokenAtStart(SpanProcessor):
+    def on_start(self, *args: Any, **kwargs: Any) -> None:
+        raise Broken("on_start")
+
+
+class BrokenAtEnd(SpanProcessor):
+    def on_end(self, *args: Any, **kwargs: Any) -> None:
+        raise Broken("on_end")
+
+
+class BrokenExporter(SpanExporter):
+    def export(self, spans: Any) -> Any:
+        raise Broken("export")
+
+
+def _provider(processor: SpanProcessor | None = None, sampler: Sampler | None = None) -> TracerProvider:
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    if processor is not None:
+        provider.add_span_processor(processor)
+    return provider
+
+
+class BrokenTracerProvider(TracerProvider):
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Any:
+        raise Broken("provider")
+
+
+async def _queries(count: int) -> list[Any]:
+    engine = create_async_engine(MEMORY)
+    async with engine.connect() as connection:
+        results = [(await connection.execute(text("SELECT 1"))).scalar() for _ in range(count)]
+        await connection.commit() if hasattr(connection, "commit") else None
+    await engine.dispose()
+    return results
+
+
+@pytest.mark.parametrize(
+    "provider",
+    [
+        pytest.param(lambda: _provider(sampler=BrokenSampler()), id="sampler"),
+        pytest.param(lambda: _provider(BrokenAtStart()), id="on-start"),
+        pytest.param(lambda: _provider(BrokenAtEnd()), id="on-end"),
+        pytest.param(lambda: _provider(SimpleSpanProcessor(BrokenExporter())), id="exporter"),
+        pytest.param(lambda: BrokenTracerProvider(shutdown_on_exit=False), id="provider"),
+    ],
+)
+def test_broken_telemetry_leaves_the_query_alone(provider: Any) -> None:
+    """
+    A provider, sampler, processor or exporter that raises changes no result.
+    """
+    otel_async_sqla_agent.instrument(tracer_provider=provider())
+    assert [1] * 10 == run(_queries(10))
+
+
+def test_failing_layer_switches_itself_off(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Five failures: one log record, five counts, and then the layer is not called any more.
+    """
+    reader = InMemoryMetricReader()
+    calls = []
+
+    class Counting(BrokenSampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append(args)
+            raise Broken("sampler")
+
+    otel_async_sqla_agent.instrument(
+        tracer_provider=_provider(sampler=Counting()),
+        meter_provider=MeterProvider([reader], shutdown_on_exit=False),
+        spans="statement",
+    )
+    assert [1] * 10 == run(_queries(10))
+    assert 5 == len(calls)
+    [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert record.exc_info is not None
+    assert "its engine layer failed; the query was not affected" in record.getMessage()
+    [metric] = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
+    [point] = metric.data.data_points
+    assert ("async_sqla.internal_errors", 5, {"async_sqla.layer": "engine", "error.type": "Broken"}) == (
+        metric.name,
+        point.value,
+        dict(point.attributes),
+    )
+
+
+def test_broken_meter(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Counting a failure may fail too.
+    """
+
+    class BrokenMeterProvider(MeterProvider):
+        def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+            raise Broken("meter")
+
+    otel_async_sqla_agent.instrument(
+        tracer_provider=_provider(sampler=BrokenSampler()),
+        meter_provider=BrokenMeterProvider(shutdown_on_exit=False),
+    )
+    assert [1] * 10 == run(_queries(10))
+
+
+@pytest.mark.parametrize("hook", ["on_start", "on_end"])
+def test_base_exceptions_are_not_swallowed(hook: str, recording: Recording) -> None:
+    """
+    What is no `Exception` goes up from telemetry too, and nothing stays current or open behind it.
+    """
+
+    class Stop(BaseException):
+        pass
+
+    class Stopping(SpanProcessor):
+        pass
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise Stop
+
+    setattr(Stopping, hook, stop)
+    otel_async_sqla_agent.instrument(tracer_provider=_provider(Stopping()), spans="statement")
+    with pytest.raises(Stop):
+        run(_queries(1))
+
+
+def test_sampler_that_drops_attributes(recording: Recording) -> None:
+    """
+    Attributes that a sampler dropped are set again (the SDK's composite samplers drop all).
+    """
+    from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
+
+    class Dropping(BrokenSampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, {"sampler": "mine"})
+
+    dropping = Recording(Dropping())
+    otel_async_sqla_agent.instrument(tracer_provider=dropping.provider, spans="statement")
+    run(_queries(1))
+    assert {"sampler": "mine", "db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"} == dict(
+        dropping.ended[0].attributes
+    )
+
+
+def test_unsampled_spans(recording: Recording) -> None:
+    """
+    A sampler that samples nothing gets the attributes, and the query runs as ever.
+    """
+    from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
+
+    seen = []
+
+    class Nothing(BrokenSampler):
+        def should_sample(self, context: Any, trace_id: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+            seen.append((name, dict(args[1])))
+            return SamplingResult(Decision.DROP)
+
+    unsampled = Recording(Nothing())
+    otel_async_sqla_agent.instrument(tracer_provider=unsampled.provider, spans="statement")
+    assert [1] == run(_queries(1))
+    assert [] == unsampled.started
+    assert [("SELECT", {"db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"})] == seen
