@@ -76,7 +76,7 @@ class Agent:
         self._contrib = ContribSQLAlchemy(module, self.instrument_engine)
         self._undo.append(self._contrib.uninstall)
         for engine in list(self._engines):
-            self._contrib.take_over(engine)
+            self._take_over(engine)
 
     def instrument_engine(self, sync_engine: Engine, tracer_provider: TracerProvider | None = None) -> None:
         """
@@ -88,7 +88,7 @@ class Agent:
         """
         try:
             self._instrument_engine(sync_engine, tracer_provider)
-        except Exception:  # noqa: BLE001 - the application is about to get its engine
+        except Exception:
             if not self._failed:
                 _logger.exception("otel-async-sqla-agent could not instrument an engine; it works without spans")
             self._failed = True
@@ -119,10 +119,19 @@ class Agent:
             self._log_start(sync_engine)
         if sync_engine not in self._engines:
             self._engines.add(sync_engine)
-            if self._contrib is not None:
-                self._contrib.take_over(sync_engine)
+            self._take_over(sync_engine)
         if tracer_provider is not None:
             self._layer.use_tracer(sync_engine, self._tracer(tracer_provider))
+
+    def _take_over(self, sync_engine: Engine) -> None:
+        """
+        Take an engine from contrib, with the tracer of the provider that contrib had been given for it.
+        """
+        tracer = None if self._contrib is None else self._contrib.take_over(sync_engine)
+        destination = getattr(tracer, "span_processor", None)
+        ours = getattr(self._tracer(self._tracer_provider), "span_processor", None)
+        if tracer is not None and destination is not None and destination is not ours:
+            self._layer.use_tracer(sync_engine, tracer)
 
     def _tracer(self, provider: TracerProvider | None) -> Tracer:
         from opentelemetry import trace

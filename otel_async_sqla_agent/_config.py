@@ -92,9 +92,7 @@ class Config:
         return cls(
             mode=read(OTEL_ASYNC_SQLA_MODE, _member(Mode), _names(Mode), cls.mode),
             spans=read(OTEL_ASYNC_SQLA_SPANS, _spans, f"none, or a list of {_names(SpanType)}", cls.spans),
-            query_text=read(
-                OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text
-            ),
+            query_text=read(OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text),
             query_max_length=read(
                 OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH, _length, "a whole number from 1", cls.query_max_length
             ),
@@ -119,9 +117,7 @@ class _Reader:
         try:
             return parse(value)
         except ValueError:
-            _logger.warning(
-                "%s=%r is not valid and is ignored; accepted: %s", variable, value, accepted
-            )
+            _logger.warning("%s=%r is not valid and is ignored; accepted: %s", variable, value, accepted)
             return default
 
 

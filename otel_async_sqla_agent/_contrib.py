@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Tracer, TracerProvider
     from sqlalchemy.engine import Engine
 
 _logger = logging.getLogger("otel_async_sqla_agent")
@@ -55,9 +55,7 @@ class ContribSQLAlchemy:
             TracerProvider or None.
     """
 
-    def __init__(
-        self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None], None]
-    ) -> None:
+    def __init__(self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None], None]) -> None:
         self._engine_tracer: Any = module.EngineTracer
         self._instrumentor: Any = module.SQLAlchemyInstrumentor
         self._instrument_engine = instrument_engine
@@ -68,10 +66,14 @@ class ContribSQLAlchemy:
         self._engine_tracer.__init__ = self._stepping_aside(self._original_init)
         self._instrumentor.instrument = self._listening(self._instrumentor.instrument)
 
-    def take_over(self, engine: Engine) -> None:
+    def take_over(self, engine: Engine) -> Tracer | None:
         """
         Take contrib's listeners and its `connect` span off an engine.
+
+        Returns:
+            The tracer that contrib used for the engine up to now, if it did.
         """
+        tracer = None
         engine.__dict__["connect"] = MethodType(_connect_without_contrib(type(engine)), engine)
         taken = self._taken.setdefault(engine, _Taken([], []))
         for entry in list(self._engine_tracer._remove_event_listener_params):
@@ -80,6 +82,8 @@ class ContribSQLAlchemy:
                 event.remove(engine, identifier, listener)
                 self._engine_tracer._remove_event_listener_params.remove(entry)
                 taken.listeners.append((identifier, listener))
+                tracer = getattr(getattr(listener, "__self__", None), "tracer", tracer)
+        return tracer
 
     def uninstall(self) -> None:
         """

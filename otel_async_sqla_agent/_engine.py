@@ -268,9 +268,7 @@ class EngineState:
             batch_size=len(parameters),
         )
 
-    def _begin_execute_no_params(
-        self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None
-    ) -> None:
+    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None) -> None:
         self._core.start_statement(bracket, self._target, statement, parameterised=False, batch_size=0)
 
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:

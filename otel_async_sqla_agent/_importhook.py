@@ -38,7 +38,7 @@ class ImportHook:
         """
         Start to listen.
         """
-        sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        sys.meta_path.insert(0, self)
         for name, callback in self._callbacks.items():
             if name in sys.modules:
                 # import_module waits while another thread is still executing the module.
@@ -49,7 +49,7 @@ class ImportHook:
         Leave `sys.meta_path`.
         """
         if self in sys.meta_path:
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -72,9 +72,7 @@ class ImportHook:
             spec.loader = _CallingLoader(spec.loader, self._callbacks[name])  # type: ignore[assignment]
         return spec
 
-    def _ask_others(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None
-    ) -> ModuleSpec | None:
+    def _ask_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
         for finder in list(sys.meta_path):
             find_spec = getattr(finder, "find_spec", None)
             if finder is self or find_spec is None:

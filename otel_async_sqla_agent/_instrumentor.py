@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from opentelemetry.instrumentation.instrumentor import BaseInstrumentor
+from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined] # untyped
 
 from . import instrument, uninstrument
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-class AsyncSQLAlchemyInstrumentor(BaseInstrumentor):
+class AsyncSQLAlchemyInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     """
     Instrument every async engine; `instrument()` takes the options of `otel_async_sqla_agent.instrument()`.
     """

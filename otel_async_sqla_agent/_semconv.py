@@ -78,9 +78,7 @@ def database_attributes(names: AttributeNames, database: Database) -> Attributes
     return _chosen(names, old, stable)
 
 
-def statement_attributes(
-    names: AttributeNames, *, operation: str, summary: str, text: str | None
-) -> Attributes:
+def statement_attributes(names: AttributeNames, *, operation: str, summary: str, text: str | None) -> Attributes:
     """
     Return the attributes that every execution of a statement has.
     """

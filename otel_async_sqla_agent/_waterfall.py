@@ -41,11 +41,11 @@ BUFFER_SIZE = 10_000
 How many spans wait for their root, and how many drawn ones are remembered as parents of late spans.
 """
 
-_DEEPEST_GUIDE = 48  # characters; a deeper tree goes on without indenting further
+_DEEPEST_GUIDE = 18  # characters; a deeper tree goes on without indenting further, to leave room for names
 _NARROWEST = 40  # columns
 _TIMES = "\N{MULTIPLICATION SIGN}"
 # What stands in where the output's encoding has no box drawing: one character for one, so nothing moves.
-_ASCII = str.maketrans(f"├└─│█▉▊▋▌▍▎▏▐▕✗⋯·…{_TIMES}", "|`-|########==!~-.x")
+_ASCII = str.maketrans(f"├└─│█▉▊▋▌▐▍▎▏▕✗⋯·…{_TIMES}", "|`-|######====!~->x")
 _KEYWORD = re.compile(r"\b[A-Z]{2,}\b")
 
 
@@ -163,7 +163,7 @@ class _Pending:
     def _take_oldest(self) -> list[_Row]:
         trace_id, spans = next(iter(self._traces.items()))
         here = {span.context.span_id for span in spans}
-        tops = [span for span in spans if _is_local_root(span) or _parent_id(span) not in here]
+        tops = [span for span in spans if _parent_id(span) not in here]
         # Spans that are each other's parents have no top: any of them will do.
         return self._take(trace_id, tops or spans[:1])
 
@@ -292,8 +292,8 @@ def _draw(rows: list[_Row], width: int) -> Iterator[Text]:
         line.truncate(width, overflow="ellipsis")
         line.rstrip()
         yield line
-        if _failed(row.span):
-            yield _error(row)
+        if error := _error(row.span):
+            yield Text.assemble((row.below, "dim"), (error, "red"))
 
 
 class _Axis(NamedTuple):
@@ -388,14 +388,15 @@ def _statement(span: ReadableSpan, *, with_system: bool) -> Text:
     )
 
 
-def _error(row: _Row) -> Text:
+def _error(span: ReadableSpan) -> str:
     """
     Write everything that a span says of its error, each thing once.
     """
-    span = row.span
+    if not _failed(span):
+        return ""
     facts = [_attribute(span, ERROR_TYPE), _attribute(span, DB_RESPONSE_STATUS_CODE)]
     facts.append(_plain(span.status.description or ""))
-    return Text.assemble((row.below, "dim"), (": ".join(dict.fromkeys(filter(None, facts))), "red"))
+    return ": ".join(dict.fromkeys(filter(None, facts)))
 
 
 def _failed(span: ReadableSpan) -> bool:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -48,6 +50,19 @@ def run(main: Any) -> Any:
     Run a coroutine in an event loop of its own, and collect what it leaves.
     """
     try:
-        return asyncio.run(main)
+        return asyncio.run(_until_workers_end(main))
     finally:
         gc.collect()
+
+
+async def _until_workers_end(main: Any) -> Any:
+    """
+    Keep the loop open for aiosqlite's threads: they report to it also what was cancelled or has failed.
+    """
+    before = set(threading.enumerate())
+    try:
+        return await main
+    finally:
+        deadline = time.monotonic() + 2
+        while set(threading.enumerate()) - before and time.monotonic() < deadline:
+            await asyncio.sleep(0.001)

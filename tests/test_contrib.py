@@ -56,7 +56,7 @@ def test_one_span_in_any_order(order: tuple[str, ...], agent: Any, recording: Re
     for step in order:
         steps[step]()
     run(select_one(engines[0]))
-    assert OURS == scopes(recording)
+    assert scopes(recording) == OURS
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["agent-first", "contrib-first"])
@@ -80,8 +80,8 @@ def test_provider_given_to_contrib(late: bool, given: str, recording: Recording)
     if late:
         otel_async_sqla_agent.instrument(tracer_provider=elsewhere.provider)
     run(select_one(engine))
-    assert ["connect", "SELECT"] == recording.names
-    assert [] == elsewhere.started
+    assert recording.names == ["connect", "SELECT"]
+    assert elsewhere.started == []
 
 
 def test_provider_given_to_contrib_for_all(recording: Recording) -> None:
@@ -92,13 +92,11 @@ def test_provider_given_to_contrib_for_all(recording: Recording) -> None:
     otel_async_sqla_agent.instrument(tracer_provider=elsewhere.provider)
     instrument_contrib(recording)
     run(select_one(sqlalchemy_asyncio.create_async_engine(MEMORY)))
-    assert OURS == scopes(recording)
-    assert [] == elsewhere.started
+    assert scopes(recording) == OURS
+    assert elsewhere.started == []
 
 
-def test_provider_given_although_contrib_refuses(
-    recording: Recording, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_provider_given_although_contrib_refuses(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The provider given for an async engine is used also where contrib refuses SQLAlchemy's version.
     """
@@ -109,7 +107,7 @@ def test_provider_given_although_contrib_refuses(
     SQLAlchemyInstrumentor().instrument(engine=engine.sync_engine, tracer_provider=recording.provider)
     assert not SQLAlchemyInstrumentor().is_instrumented_by_opentelemetry
     run(select_one(engine))
-    assert OURS == scopes(recording)
+    assert scopes(recording) == OURS
 
 
 class _Conflict:
@@ -120,16 +118,14 @@ class _Conflict:
         return f"{name}: conflict"
 
 
-def test_lost_options_are_named_once(
-    agent: Any, recording: Recording, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_lost_options_are_named_once(agent: Any, recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
     """
     Options of contrib without an equivalent give one warning that names them, and none for sync engines.
     """
     agent()
     instrument_contrib(recording, enable_commenter=True, commenter_options={"a": 1})
     sqlalchemy.create_engine("sqlite://")
-    assert [] == caplog.records
+    assert caplog.records == []
     sqlalchemy_asyncio.create_async_engine(MEMORY)
     sqlalchemy_asyncio.create_async_engine(MEMORY)
     [record] = caplog.records
@@ -158,7 +154,7 @@ def test_sync_engines_keep_contrib(agent: Any, recording: Recording) -> None:
         connection.execute(text("SELECT 1"))
     engine.dispose()
     assert {CONTRIB} == {scope for scope, _ in scopes(recording)}
-    assert 2 == len(recording.ended)
+    assert len(recording.ended) == 2
 
 
 def test_sync_engine_object_with_async_dialect(agent: Any, recording: Recording) -> None:
@@ -169,7 +165,7 @@ def test_sync_engine_object_with_async_dialect(agent: Any, recording: Recording)
     instrument_contrib(recording)
     engine = sqlalchemy.create_engine(MEMORY)
     run(select_one(AsyncEngine(engine)))
-    assert OURS == scopes(recording)
+    assert scopes(recording) == OURS
 
 
 def _attributes() -> list[Any]:
@@ -183,9 +179,7 @@ def _attributes() -> list[Any]:
 
 
 @pytest.mark.parametrize("contrib_first", [False, True], ids=["ours-first", "contrib-first"])
-def test_our_uninstrument_gives_contrib_its_place(
-    contrib_first: bool, agent: Any, recording: Recording
-) -> None:
+def test_our_uninstrument_gives_contrib_its_place(contrib_first: bool, agent: Any, recording: Recording) -> None:
     """
     After our uninstrument() contrib's objects are the identical ones, and contrib works on async engines.
     """
@@ -228,4 +222,4 @@ def test_contribs_uninstrument_leaves_ours(contrib_first: bool, agent: Any, reco
     )
     run(select_one(engine))
     run(select_one(sqlalchemy_asyncio.create_async_engine(MEMORY)))
-    assert OURS * 2 == scopes(recording)
+    assert scopes(recording) == OURS * 2

@@ -18,7 +18,7 @@ from otel_async_sqla_agent._errors import ErrorFacts, error_facts, mask_message
                      "duplicate key value violates unique constraint ?", id="detail"),
         pytest.param('invalid input syntax for type integer: "canary"',
                      "invalid input syntax for type integer: ?", id="quoted-value"),
-        pytest.param('near "canary": syntax error', "near ?: syntax error", id="near"),
+        pytest.param('near "canary": syntax error', "near ?", id="quotes-in-front"),
         pytest.param("Duplicate entry 'it's canary' for key 'email'", "Duplicate entry ?", id="quote-in-value"),
         pytest.param("invalid input for query argument $1: Canary(1) (expected str, got Canary)",
                      "invalid input for query argument $?", id="repr"),
@@ -34,7 +34,7 @@ def test_message_without_values(message: str, masked: str | None) -> None:
     assert (message if masked is None else masked) == mask_message(ValueError(message))
 
 
-def test_near_is_kept() -> None:
+def test_cancellation() -> None:
     """
     The facts of a cancellation have no message.
     """

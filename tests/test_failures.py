@@ -81,7 +81,7 @@ def test_broken_telemetry_leaves_the_query_alone(provider: Any) -> None:
     A provider, sampler, processor or exporter that raises changes no result.
     """
     otel_async_sqla_agent.instrument(tracer_provider=provider())
-    assert [1] * 10 == run(_queries(10))
+    assert run(_queries(10)) == [1] * 10
 
 
 def test_failing_layer_switches_itself_off(caplog: pytest.LogCaptureFixture) -> None:
@@ -101,18 +101,18 @@ def test_failing_layer_switches_itself_off(caplog: pytest.LogCaptureFixture) -> 
         meter_provider=MeterProvider([reader], shutdown_on_exit=False),
         spans="statement",
     )
-    assert [1] * 10 == run(_queries(10))
-    assert 5 == len(calls)
+    assert run(_queries(10)) == [1] * 10
+    assert len(calls) == 5
     [record] = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert record.exc_info is not None
     assert "its engine layer failed; the query was not affected" in record.getMessage()
     [metric] = reader.get_metrics_data().resource_metrics[0].scope_metrics[0].metrics
     [point] = metric.data.data_points
-    assert ("async_sqla.internal_errors", 5, {"async_sqla.layer": "engine", "error.type": "Broken"}) == (
+    assert (
         metric.name,
         point.value,
         dict(point.attributes),
-    )
+    ) == ("async_sqla.internal_errors", 5, {"async_sqla.layer": "engine", "error.type": "Broken"})
 
 
 def test_broken_meter(caplog: pytest.LogCaptureFixture) -> None:
@@ -128,7 +128,7 @@ def test_broken_meter(caplog: pytest.LogCaptureFixture) -> None:
         tracer_provider=_provider(sampler=BrokenSampler()),
         meter_provider=BrokenMeterProvider(shutdown_on_exit=False),
     )
-    assert [1] * 10 == run(_queries(10))
+    assert run(_queries(10)) == [1] * 10
 
 
 @pytest.mark.parametrize("hook", ["on_start", "on_end"])
@@ -165,9 +165,12 @@ def test_sampler_that_drops_attributes(recording: Recording) -> None:
     dropping = Recording(Dropping())
     otel_async_sqla_agent.instrument(tracer_provider=dropping.provider, spans="statement")
     run(_queries(1))
-    assert {"sampler": "mine", "db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"} == dict(
-        dropping.ended[0].attributes
-    )
+    assert dict(dropping.ended[0].attributes) == {
+        "sampler": "mine",
+        "db.system": "sqlite",
+        "db.operation": "SELECT",
+        "db.statement": "SELECT ?",
+    }
 
 
 def test_unsampled_spans(recording: Recording) -> None:
@@ -185,6 +188,6 @@ def test_unsampled_spans(recording: Recording) -> None:
 
     unsampled = Recording(Nothing())
     otel_async_sqla_agent.instrument(tracer_provider=unsampled.provider, spans="statement")
-    assert [1] == run(_queries(1))
-    assert [] == unsampled.started
-    assert [("SELECT", {"db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"})] == seen
+    assert run(_queries(1)) == [1]
+    assert unsampled.started == []
+    assert seen == [("SELECT", {"db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"})]
