@@ -60,8 +60,7 @@ async def place_order(customer: str, basket: dict[str, int]) -> float:
     async with new_session.begin() as session:
         products = (await session.scalars(select(Product).where(Product.name.in_(basket)))).all()
         session.add_all(
-            OrderLine(customer=customer, product_id=product.id, quantity=basket[product.name])
-            for product in products
+            OrderLine(customer=customer, product_id=product.id, quantity=basket[product.name]) for product in products
         )
     return sum(product.price * basket[product.name] for product in products)
 

@@ -29,3 +29,10 @@ def run(*command: str, cwd: Path = ROOT, **variables: str) -> subprocess.Complet
     return subprocess.run(
         command, cwd=cwd, env=environ(**variables), capture_output=True, text=True, timeout=120, check=False
     )
+
+
+def complaints(result: subprocess.CompletedProcess[str]) -> list[str]:
+    """
+    Return the lines on standard error, without contrib's own refusal of SQLAlchemy 2.1.
+    """
+    return [line for line in result.stderr.splitlines() if not line.startswith("sqlalchemy only instruments")]

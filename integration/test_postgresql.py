@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy
 from opentelemetry import trace
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, Sequence, String, Table, event, func, insert, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import declarative_base
@@ -115,14 +116,14 @@ def test_scenario(postgresql: str, schema: Schema, agent: Any, recording: Record
                         await connection.execute(insert(schema.user).values(name="b"))
                 with pytest.raises(ProgrammingError):
                     async with connection.begin_nested():
-                        await connection.exec_driver_sql("SELECT 'canary' FROM nowhere WHERE id = $1", (1,))
+                        await connection.exec_driver_sql("SELECT 'canary' FROM nowhere")
         await engine.dispose()
         await other.dispose()
 
     run(main())
-    flush = [f"BATCH INSERT users {BATCH}=500"]
+    flush = [[f"BATCH INSERT users {BATCH}=500"]] if SQLALCHEMY_2 else [["INSERT users"]] * 500
     expected = [
-        ["flush INTERNAL", flush],
+        ["flush INTERNAL", *flush],
         ["read INTERNAL", ["SELECT users"], ["SELECT"]],
         [
             "write INTERNAL",
@@ -144,13 +145,13 @@ def test_attributes(postgresql: str, agent: Any, recording: Recording) -> None:
     agent()
 
     async def main() -> None:
-        engine = create_async_engine(sqlalchemy.make_url(postgresql).set(password="canary"))
+        engine = create_async_engine(make_url(postgresql).set(password="canary"))
         async with engine.connect() as connection:
             await connection.execute(text("SELECT 'canary'"))
         await engine.dispose()
 
     run(main())
-    url = sqlalchemy.make_url(postgresql)
+    url = make_url(postgresql)
     expected = {
         "db.system.name": "postgresql",
         "db.namespace": url.database,
@@ -234,6 +235,8 @@ def test_cancellation_and_timeouts(postgresql: str, agent: Any, recording: Recor
     )
 
 
+# SQLAlchemy 1.4 leaves the connection to the garbage collector after a failing COMMIT, also without the agent.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_failing_commit(postgresql: str, schema: Schema, agent: Any, recording: Recording) -> None:
     """
     A COMMIT that fails makes a span with its own start, though COMMIT makes none by default.
@@ -340,7 +343,7 @@ def test_failed_connect(postgresql: str, agent: Any, recording: Recording) -> No
     agent()
 
     async def main() -> None:
-        engine = create_async_engine(sqlalchemy.make_url(postgresql).set(database="canary"))
+        engine = create_async_engine(make_url(postgresql).set(database="canary"))
         with pytest.raises(Exception, match="does not exist"):
             await engine.connect()
 

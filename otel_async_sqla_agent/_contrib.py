@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from inspect import getattr_static
 from types import MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import event
+from sqlalchemy.engine.base import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
     from opentelemetry.trace import Tracer, TracerProvider
-    from sqlalchemy.engine import Engine
 
 _logger = logging.getLogger("otel_async_sqla_agent")
 
@@ -74,7 +73,9 @@ class ContribSQLAlchemy:
             The tracer that contrib used for the engine up to now, if it did.
         """
         tracer = None
-        engine.__dict__["connect"] = MethodType(_connect_without_contrib(type(engine)), engine)
+        connect = _connect_without_contrib(type(engine))
+        if connect is not None:
+            engine.__dict__["connect"] = MethodType(connect, engine)
         taken = self._taken.setdefault(engine, _Taken([], []))
         for entry in list(self._engine_tracer._remove_event_listener_params):
             target, identifier, listener = entry
@@ -150,11 +151,15 @@ class ContribSQLAlchemy:
             self._lost_options = []
 
 
-def _connect_without_contrib(engine_class: type[Engine]) -> Callable[..., Any]:
+def _connect_without_contrib(engine_class: type[Engine]) -> Callable[..., Any] | None:
     """
-    Return `Engine.connect` as it is below contrib's wrapper.
+    Return SQLAlchemy's own `Engine.connect`; None where the application has overridden it.
     """
-    connect = getattr_static(engine_class, "connect")
+    owner = next(base for base in engine_class.__mro__ if "connect" in vars(base))
+    if not owner.__module__.startswith("sqlalchemy."):
+        return None
+    # SQLAlchemy 1.4 has an engine class that overrides it, to do nothing but call this one, which contrib wraps.
+    connect: Any = vars(Engine)["connect"]
     while getattr(getattr(connect, "_self_wrapper", None), "__module__", "").startswith(_CONTRIB):
         connect = connect.__wrapped__
     return connect  # type: ignore[no-any-return]

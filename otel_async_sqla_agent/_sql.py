@@ -10,6 +10,7 @@ Source: OpenTelemetry semantic conventions v1.44, `db.query.summary` and sanitiz
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -18,7 +19,9 @@ SUMMARY_LIMIT: Final = 255  # characters, by the convention
 
 
 class SQLReading(NamedTuple):
-    """What one pass over a text found."""
+    """
+    What one pass over a text found.
+    """
 
     summary: str  # `db.query.summary`; empty when the text has no operation
     operation: str  # the first operation as written, such as `SELECT` or `CREATE TABLE`; empty without one
@@ -33,13 +36,13 @@ def read_sql(sql: str, system: str = "other_sql") -> SQLReading:
         sql: Any text; only its first `READ_LIMIT` characters are read.
         system: The `db.system.name`; an unknown one gets the rules that mask most.
     """
-    tokens, comments_nest = _DIALECTS.get(system, _UNKNOWN)
-    text, is_cut = sql[:READ_LIMIT], len(sql) > READ_LIMIT
+    rules = _RULES.get(system, _UNKNOWN)
+    tokens, text, is_cut = _tokens(rules), sql[:READ_LIMIT], len(sql) > READ_LIMIT
     summary, masked, end = _Summary(), list[str](), 0
     while token := tokens.match(text, end):
         start, end = token.span()
         if token.lastgroup == "block":
-            end = _comment_end(text, start, comments_nest)
+            end = _comment_end(text, start, rules.comments_nest)
         elif is_cut and end == len(text) and token.lastgroup != "line":
             masked.append("?")  # half a token, maybe: neither its kind nor its end is known
         else:
@@ -75,9 +78,10 @@ _BACKSLASH = {  # rule: a backslash inside a string, and the end of a string tha
     "doubt": (r"\\[^{0}]", r"\\{0}.*|\\?\Z"),
 }
 _LINE = r"[^\r\n]*(?:\r(?!\n).*)?"  # a lone CR ends a comment in PostgreSQL and few others: the rest goes
-_MYSQL_COMMENT = rf"(?:\#|--(?=[\x00-\x20\x7f]|\Z)){_LINE}"  # `5--1` is arithmetic there
-# No comment everywhere, which is harmless unless something opens in it that a later line closes.
-_DOUBTFUL_COMMENT = rf"(?:\#|--(?=\S))[^\n'\"`$/]*['\"`$/].*|(?:\#|--){_LINE}"
+# What may be no comment, as `--1` in MySQL: harmless, unless something opens in it that a later line closes.
+_DOUBTFUL_LINE = r"[^\n'\"`$/]*['\"`$/].*"
+_MYSQL_COMMENT = rf"--(?=[^\x00-\x20]){_DOUBTFUL_LINE}|(?:\#|--){_LINE}"
+_DOUBTFUL_COMMENT = rf"(?:\#|--(?=[^\x00-\x20])){_DOUBTFUL_LINE}|(?:\#|--){_LINE}"
 _WORD = r"[^\W\d][\w$]*"
 _HASH_WORD = r"\#{0,2}[^\W\d][\w$#]*"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\w*"
@@ -85,59 +89,68 @@ _DOLLAR_QUOTE = r"(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z)"
 _ORACLE_QUOTE = r"[nN]?[qQ]'.*"  # q'[it's]' ends in too many ways
 _MARK = r"\?|%s\b|%\([^\W\d]\w*\)s\b|::|:[^\W\d]\w*|@{1,2}[^\W\d][\w$@]*"
 _DOLLAR_MARK = rf"{_MARK}|\$(?:\d+|[^\W\d]\w*)"
-_NUMBERED_MARK = rf"{_DOLLAR_MARK}|[?:]\d+"  # elsewhere `:2` can be the end of an array slice
+_NUMBERED_MARK = rf"[?:]\d+|{_DOLLAR_MARK}"  # elsewhere `:2` can be the end of an array slice
 
 
 def _string(quote: str, rule: str) -> str:
-    """Return the pattern of a string literal, closed or not."""
+    """
+    Return the pattern of a string literal, closed or not.
+    """
     inner, end = (pattern.format(quote) for pattern in _BACKSLASH[rule])
     return rf"{quote}[^{quote}\\]*(?:(?:{quote}{quote}|{inner})[^{quote}\\]*)*(?:{quote}|{end})"
 
 
 def _quoted(left: str, right: str, never: str = "") -> str:
-    """Return the pattern of a quoted name: closed, and without the characters `never`."""
+    """
+    Return the pattern of a quoted name: closed, and without the characters `never`.
+    """
     return rf"{left}[^{right}{never}]*(?:{right}{right}[^{right}{never}]*)*{right}(?!{right})"
 
 
-def _dialect(
-    strings: str = "plain",
-    e_strings: str = "",
-    comment: str = f"--{_LINE}",
-    word: str = _WORD,
-    marks: str = _DOLLAR_MARK,
-    double_is_name: bool = True,
-    brackets: bool = False,
-    nests: bool = False,
-) -> tuple[re.Pattern[str], bool]:
-    """Return the pattern of one system's tokens, and whether its block comments nest."""
-    names = "|".join([word, _quoted("`", "`"), *([_quoted(r"\[", r"\]")] if brackets else [])])
-    double = _quoted('"', '"', "" if double_is_name else r"\\")
-    first = double if double_is_name else rf"{double}(?=\.(?!\d))"
-    string, e_string = _string("'", strings), _string("'", e_strings or strings)
+class _Rules(NamedTuple):
+    strings: str = "plain"
+    e_strings: str = "plain"
+    comment: str = f"--{_LINE}"
+    word: str = _WORD
+    marks: str = _DOLLAR_MARK
+    double_is_name: bool = True
+    brackets: bool = False
+    comments_nest: bool = False
+
+
+@cache
+def _tokens(rules: _Rules) -> re.Pattern[str]:
+    bracketed = [_quoted(r"\[", r"\]")] if rules.brackets else []
+    names = "|".join([rules.word, _quoted("`", "`"), *bracketed])
+    double = _quoted('"', '"', "" if rules.double_is_name else r"\\")
+    first = double if rules.double_is_name else rf"{double}(?=\.(?!\d))"
+    string, e_string = _string("'", rules.strings), _string("'", rules.e_strings)
     kinds = {
         "space": r"\s+",
-        "line": comment,
+        "line": rules.comment,
         "block": r"/\*",
         "literal": rf"{_ORACLE_QUOTE}|(?:[xXbBnN]|[uU]&)?{string}|[eE]{e_string}|{_DOLLAR_QUOTE}|{_NUMBER}",
-        "mark": marks,
+        "mark": rules.marks,
         "name": rf"(?:{names}|{first})(?:\s*\.{{1,2}}\s*(?:{names}|{double}))*",
         "maybe": double,  # a string or a name, as its place says
-        "open": _string('"', strings) + "|`.*" + (r"|\[.*" if brackets else ""),
+        "open": _string('"', rules.strings) + "|`.*" + (r"|\[.*" if bracketed else ""),
         "other": ".",
     }
-    return re.compile("|".join(f"(?P<{kind}>{kinds[kind]})" for kind in kinds), re.DOTALL), nests
+    return re.compile("|".join(f"(?P<{kind}>{kinds[kind]})" for kind in kinds), re.DOTALL)
 
 
-_MYSQL = _dialect(strings="escape", comment=_MYSQL_COMMENT, double_is_name=False)
-_UNKNOWN = _dialect(strings="doubt", comment=_DOUBTFUL_COMMENT, double_is_name=False)
-_DIALECTS = {
+# Its mode NO_BACKSLASH_ESCAPES is left aside: `\'` is too common a way to write a quote there.
+_MYSQL = _Rules("escape", "escape", _MYSQL_COMMENT, double_is_name=False)
+_UNKNOWN = _Rules("doubt", "doubt", _DOUBTFUL_COMMENT, double_is_name=False)
+_RULES = {
     # In doubt because of `standard_conforming_strings`: a leaked value is worse than a lost tail.
-    "postgresql": _dialect(strings="doubt", e_strings="escape", nests=True),
+    "postgresql": _Rules("doubt", "escape", comments_nest=True),
     "mysql": _MYSQL,
     "mariadb": _MYSQL,
-    "sqlite": _dialect(marks=_NUMBERED_MARK, double_is_name=False, brackets=True),
-    "microsoft.sql_server": _dialect(word=_HASH_WORD, marks=_MARK, brackets=True, nests=True),  # $12 is money
-    "oracle.db": _dialect(word=_HASH_WORD, marks=_NUMBERED_MARK),
+    "sqlite": _Rules(marks=_NUMBERED_MARK, double_is_name=False, brackets=True),
+    # $12 is money there.
+    "microsoft.sql_server": _Rules(word=_HASH_WORD, marks=_MARK, brackets=True, comments_nest=True),
+    "oracle.db": _Rules(word=_HASH_WORD, marks=_NUMBERED_MARK),
 }
 
 
@@ -172,7 +185,9 @@ _NOT_LISTED = re.compile(r"[/\\;]|--|  ")
 
 
 class _Level:
-    """What one level of parentheses is reading."""
+    """
+    What one level of parentheses is reading.
+    """
 
     def __init__(self, verb: str = "", start: str = "", row_source: int = -1) -> None:
         self.verb = verb
@@ -187,7 +202,9 @@ class _Level:
 
 
 class _Summary:
-    """Collect operations and targets out of the tokens shown."""
+    """
+    Collect operations and targets out of the tokens shown.
+    """
 
     def __init__(self) -> None:
         self._parts: list[str] = []
@@ -195,7 +212,9 @@ class _Summary:
         self._previous = ""  # the last word, in capitals, or the last other token
 
     def mask(self, token: re.Match[str]) -> str:
-        """Take a token, and return what stands in its place."""
+        """
+        Take a token, and return what stands in its place.
+        """
         kind, text, level = token.lastgroup, token[0], self._levels[-1]
         if kind == "line":
             return ""
@@ -213,13 +232,17 @@ class _Summary:
         return text
 
     def finish(self) -> list[str]:
-        """Return the operations and targets that fit."""
+        """
+        Return the operations and targets that fit.
+        """
         self._end_statement()
         ends = accumulate(len(part) + 1 for part in self._parts)
         return [part for part, end in zip(self._parts, ends, strict=True) if end <= SUMMARY_LIMIT + 1]
 
     def _name(self, text: str) -> None:
-        """Take a name that is no keyword: a target, where one is due."""
+        """
+        Take a name that is no keyword: a target, where one is due.
+        """
         level, self._previous = self._levels[-1], "name"
         if level.skips is not None:
             level.skips = None
@@ -228,7 +251,9 @@ class _Summary:
                 self._parts.append(name)
 
     def _character(self, text: str) -> None:
-        """Take punctuation, a placeholder or a literal."""
+        """
+        Take punctuation, a placeholder or a literal.
+        """
         level, self._previous = self._levels[-1], text
         if text == "(":
             self._levels.append(self._inside(level))
@@ -239,7 +264,9 @@ class _Summary:
         level.skips = _BEFORE_TABLE if text == "," and level.lists else None
 
     def _word(self, token: re.Match[str]) -> None:
-        """Take a word or a name."""
+        """
+        Take a word or a name.
+        """
         text, word, level = token[0], token[0].upper(), self._levels[-1]
         if self._opens(word, token):
             inserts = level.verb in ("INSERT", "REPLACE") and word == "SELECT"
@@ -266,7 +293,9 @@ class _Summary:
         self._previous = word
 
     def _opens(self, word: str, token: re.Match[str]) -> bool:
-        """Return whether a word is an operation, and not a column, a function or part of another clause."""
+        """
+        Return whether a word is an operation, and not a column, a function or part of another clause.
+        """
         level, previous = self._levels[-1], self._previous
         if word not in _VERBS or previous == ".":
             return False
@@ -279,7 +308,9 @@ class _Summary:
         return not level.verb if previous == "(" else previous in (")", "AS") and not level.reads
 
     def _first(self, word: str, text: str) -> None:
-        """Take a statement's first word that is no verb, or a word between EXPLAIN and a verb."""
+        """
+        Take a statement's first word that is no verb, or a word between EXPLAIN and a verb.
+        """
         level = self._levels[-1]
         if level.start == "any" and word != "WITH" and text.isidentifier():
             self._parts.append(text)
@@ -297,7 +328,9 @@ class _Summary:
         )
 
     def _inside(self, level: _Level) -> _Level:
-        """Return the level that a parenthesis opens."""
+        """
+        Return the level that a parenthesis opens.
+        """
         level.defines = False
         level.start = "" if level.start == "any" else level.start
         inner = _Level("(" if level.verb in _DEFINING | {"("} else "")  # columns can be named like verbs
@@ -306,7 +339,9 @@ class _Summary:
         return inner
 
     def _end_level(self) -> None:
-        """Leave a level; the SELECT that numbers the rows of SQLAlchemy's insertmanyvalues is not listed."""
+        """
+        Leave a level; the SELECT that numbers the rows of SQLAlchemy's insertmanyvalues is not listed.
+        """
         level = self._levels.pop()
         if level.from_values and level.row_source == len(self._parts):
             self._parts.pop()

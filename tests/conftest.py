@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from opentelemetry import trace
 
 import otel_async_sqla_agent
 from tests.recording import Recording
+
+_EXIT_STATUS = pytest.StashKey[int]()
 
 
 @pytest.fixture(autouse=True)
@@ -66,3 +69,17 @@ async def _until_workers_end(main: Any) -> Any:
         deadline = time.monotonic() + 2
         while set(threading.enumerate()) - before and time.monotonic() < deadline:
             await asyncio.sleep(0.001)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_EXIT_STATUS] = exitstatus
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """
+    End also where a failed test has left one of aiosqlite's threads, which are no daemons, waiting for ever.
+    """
+    if any(thread is not threading.current_thread() and not thread.daemon for thread in threading.enumerate()):
+        sys.stdout.flush()
+        os._exit(config.stash.get(_EXIT_STATUS, 1))

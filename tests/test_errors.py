@@ -78,8 +78,10 @@ def test_sqlite_code() -> None:
     """
     SQLite's extended code is the status code from Python 3.11 on.
     """
+    connection = sqlite3.connect(":memory:")
     with pytest.raises(sqlite3.IntegrityError) as caught:
-        sqlite3.connect(":memory:").executescript("CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1), (1)")
+        connection.executescript("CREATE TABLE t (x UNIQUE); INSERT INTO t VALUES (1), (1)")
+    connection.close()
     facts = error_facts(caught.value)
     assert facts is not None
     assert facts.status_code == ("2067" if hasattr(caught.value, "sqlite_errorcode") else None)

@@ -1,0 +1,106 @@
+"""
+Measure what a statement costs in each variant: one worker process for each, a round of each in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+from benchmarks.results import Quartiles, Row
+from integration.processes import ROOT, environ
+
+# The same variant differs from process to process by some percent (hash seed, memory layout), which no number of
+# rounds evens out; so there are several sessions, each with processes of its own.
+SESSIONS = 8
+ROUNDS = 60  # of each session
+
+_SAMPLED = ["manual sampled", "agent sampled", "contrib sampled", "contrib launched"]
+_UNSAMPLED = ["manual unsampled", "agent unsampled"]
+VARIANTS = ["bare", *_SAMPLED, *_UNSAMPLED]
+
+_CONTRIB = f"contrib {version('opentelemetry-instrumentation-sqlalchemy')} on SQLAlchemy {version('sqlalchemy')}"
+_NAMES = {
+    "manual sampled": "+ hand-written span",
+    "agent sampled": "+ agent",
+    "contrib sampled": f"+ {_CONTRIB}",
+    "contrib launched": "+ the same, two spans as under opentelemetry-instrument",
+    "manual unsampled": "+ hand-written span, unsampled",
+    "agent unsampled": "+ agent, unsampled",
+}
+_RATIOS = [
+    ("agent sampled", "manual sampled", 1.1),
+    ("agent unsampled", "manual unsampled", 1.2),
+    ("agent sampled", "contrib sampled", 0.5),
+    ("agent sampled", "contrib launched", None),
+]
+
+Session = dict[str, list[float]]  # variant to microseconds per statement, in the order of rounds
+
+
+def rows(url: str) -> Iterator[Row]:
+    """
+    Return CPU time per statement: the bare program's, what each variant adds, and how the additions compare.
+
+    An addition is a variant's round minus the bare program's of the same turn. A ratio is that of the medians of
+    all turns; its spread is that of the sessions' ratios.
+    """
+    sessions = [_session(url) for _ in range(SESSIONS)]
+    yield Quartiles.of([value for session in sessions for value in session["bare"]]).row("bare program", ".1f", " µs")
+    for variant, name in _NAMES.items():
+        added = [value for session in sessions for value in _added(session, variant)]
+        yield Quartiles.of(added).row(name, "+.1f", " µs")
+    for ours, theirs, limit in _RATIOS:
+        overall = _ratio(sessions, ours, theirs)
+        spread = Quartiles.of([_ratio([session], ours, theirs) for session in sessions])
+        yield spread._replace(median=overall).row(f"{ours} / {theirs}", ".2f", "", limit)
+
+
+def _added(session: Session, variant: str) -> list[float]:
+    return [value - bare for value, bare in zip(session[variant], session["bare"], strict=True)]
+
+
+def _ratio(sessions: list[Session], ours: str, theirs: str) -> float:
+    medians = [median(value for session in sessions for value in _added(session, each)) for each in (ours, theirs)]
+    return medians[0] / medians[1]
+
+
+def _session(url: str) -> Session:
+    with ExitStack() as stack:
+        agent = stack.enter_context(_start(url, "agent sampled"))
+        # The hand-written spans have the agent's name and attributes.
+        (span,) = json.loads(_answer(agent))
+        others = {name: stack.enter_context(_start(url, name, span)) for name in VARIANTS if name != "agent sampled"}
+        for worker in others.values():
+            _answer(worker)
+        workers = {"agent sampled": agent, **others}
+        session: Session = {name: [] for name in VARIANTS}
+        for _ in range(ROUNDS):
+            for name in random.sample(VARIANTS, len(VARIANTS)):
+                session[name].append(_round(workers[name]))
+        return session
+
+
+def _start(url: str, variant: str, span: dict[str, Any] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.worker", url, variant, json.dumps(span)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+
+
+def _answer(worker: subprocess.Popen[str]) -> str:
+    assert worker.stdout is not None
+    return worker.stdout.readline()
+
+
+def _round(worker: subprocess.Popen[str]) -> float:
+    assert worker.stdin is not None
+    worker.stdin.write("round\n")
+    return float(_answer(worker)) / 1e3

@@ -1,0 +1,111 @@
+"""
+Execute statements in one variant, a round for each line of standard input.
+
+Run as `python -m benchmarks.worker <url> <variant> <span>`. The first answer is the spans of one statement, as JSON;
+each further one is the CPU time of the event loop's thread, in nanoseconds per statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.trace import SpanKind, Tracer
+
+STATEMENTS = 50  # of a round: few, so that the rounds of one turn see the same machine
+WARM_UP_ROUNDS = 20
+
+
+async def main(url: str, variant: str, span: dict[str, Any]) -> None:
+    """
+    Serve rounds until standard input ends.
+    """
+    processor = SpanProcessor()  # does nothing: spans are made, not exported
+    sampler = ALWAYS_OFF if variant.endswith("unsampled") else ALWAYS_ON
+    provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+    provider.add_span_processor(processor)
+    instrument(variant, provider)
+    tracer = provider.get_tracer("benchmarks") if variant.startswith("manual") else None
+
+    # Not before, and the module instead of the name: contrib replaces the name.
+    import sqlalchemy.ext.asyncio
+
+    statement = sqlalchemy.text("SELECT id FROM item WHERE id = :id")
+    engine = sqlalchemy.ext.asyncio.create_async_engine(url)
+    async with engine.connect() as connection:
+        await connection.execute(sqlalchemy.text("CREATE TEMPORARY TABLE item (id integer PRIMARY KEY)"))
+        await connection.execute(sqlalchemy.text("INSERT INTO item VALUES (1)"))
+        spans: list[ReadableSpan] = []
+        processor.on_end = spans.append  # type: ignore[method-assign]
+        await execute(connection, statement, tracer, span, 1)
+        del processor.on_end
+        await execute(connection, statement, tracer, span, WARM_UP_ROUNDS * STATEMENTS)
+        settle()
+        answer(json.dumps([{"name": each.name, "attributes": dict(each.attributes or {})} for each in spans]))
+        for _ in sys.stdin:
+            gc.collect()
+            begin = time.thread_time_ns()
+            await execute(connection, statement, tracer, span, STATEMENTS)
+            answer(str((time.thread_time_ns() - begin) / STATEMENTS))
+    await engine.dispose()
+
+
+def instrument(variant: str, provider: TracerProvider) -> None:
+    """
+    Do what the variant does before SQLAlchemy's asyncio extension is imported.
+    """
+    if variant.startswith("agent"):
+        import otel_async_sqla_agent
+
+        otel_async_sqla_agent.instrument(mode="engine", tracer_provider=provider)
+    if variant.startswith("contrib"):
+        from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+
+        if variant != "contrib launched":
+            # Where the extension is imported later, as under the launcher, each statement starts two spans:
+            # https://github.com/open-telemetry/opentelemetry-python-contrib/issues/2149
+            import sqlalchemy.ext.asyncio  # noqa: F401
+        SQLAlchemyInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
+
+
+async def execute(connection: Any, statement: Any, tracer: Tracer | None, span: dict[str, Any], count: int) -> None:
+    """
+    Execute the statement so many times, with a hand-written span around it if there is a tracer.
+    """
+    if tracer is None:
+        for _ in range(count):
+            await connection.execute(statement, {"id": 1})
+        return
+    name, attributes = span["name"], span["attributes"]
+    for _ in range(count):
+        with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
+            await connection.execute(statement, {"id": 1})
+
+
+def settle() -> None:
+    """
+    Keep the garbage collector and the scheduler out of the rounds: all workers share one CPU, and take turns.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def answer(line: str) -> None:
+    """
+    Print a line that the other side is waiting for.
+    """
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3])))

@@ -1,0 +1,66 @@
+"""
+Run the tests in the oldest and the newest environments that are supported.
+
+Each session installs the built wheel, and runs a copy of the tests away from the sources.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+ROOT = Path(__file__).parent
+TEST_GROUP = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+
+# The floors of pyproject.toml; contrib's instrumentors of that time belong to them.
+FLOORS = [
+    "importlib-metadata==6.0.0",
+    "opentelemetry-api==1.33.0",
+    "opentelemetry-distro==0.54b0",
+    "opentelemetry-exporter-otlp==1.33.0",
+    "opentelemetry-instrumentation==0.54b0",
+    "opentelemetry-instrumentation-asyncio==0.54b0",
+    "opentelemetry-instrumentation-fastapi==0.54b0",
+    "opentelemetry-instrumentation-sqlalchemy==0.54b0",
+    "opentelemetry-semantic-conventions==0.54b0",
+    "rich==13.0.0",
+    "wrapt==1.14.0",
+]
+ENVIRONMENTS = {
+    "newest": ("3.13", []),
+    "sqlalchemy20": ("3.12", ["sqlalchemy[asyncio]==2.0.*"]),
+    "sqlalchemy14": ("3.11", ["sqlalchemy[asyncio]==1.4.*"]),
+    "oldest": ("3.10", ["sqlalchemy[asyncio]==2.0.*", *FLOORS]),
+}
+
+
+def _interpreter(version: str) -> str:
+    """
+    Return an interpreter of that version, or this one where the machine has none.
+    """
+    places = [*Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}")]
+    found = str(places[0]) if places else shutil.which(f"python{version}")
+    return found or sys.executable
+
+
+def _define(name: str, version: str, constraints: list[str]) -> None:
+    @nox.session(name=name, python=_interpreter(version))
+    def tests(session: nox.Session) -> None:
+        session.install(f"{ROOT}[cli,distro]", *TEST_GROUP, *constraints)
+        session.run("python", "-m", "pip", "list", "--format=freeze", silent=False, log=False)
+        copy = Path(session.create_tmp()) / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        for folder in ("tests", "integration", "examples"):
+            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in ("pyproject.toml", "README.md"):
+            shutil.copy(ROOT / file, copy)
+        session.chdir(copy)
+        session.run("python", "-m", "pytest", *(session.posargs or ["tests", "integration"]))
+
+
+for _name, (_version, _constraints) in ENVIRONMENTS.items():
+    _define(_name, _version, _constraints)
