@@ -10,6 +10,8 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --group dev --editable '.[cli,distro,instruments]'
 	@touch $@
 
+# Contrib's instrumentor, which the tests install, would say that it refuses SQLAlchemy 2.1.
+demo: export OTEL_PYTHON_DISABLED_INSTRUMENTATIONS ?= sqlalchemy
 demo: .venv/ready
 	@$(BIN)/otel-async-sqla-agent demo examples/shop.py
 

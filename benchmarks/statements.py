@@ -8,6 +8,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from integration.processes import ROOT, environ
 # The same variant differs from process to process by some percent (hash seed, memory layout), which no number of
 # rounds evens out; so there are several sessions, each with processes of its own.
 SESSIONS = 8
-ROUNDS = 60  # of each session
+SESSION_SECONDS = 10  # without its start; some 400 rounds of each variant
 
 _SAMPLED = ["manual sampled", "agent sampled", "contrib sampled", "contrib launched"]
 _UNSAMPLED = ["manual unsampled", "agent unsampled"]
@@ -53,7 +54,8 @@ def rows(url: str) -> Iterator[Row]:
     all turns; its spread is that of the sessions' ratios.
     """
     sessions = [_session(url) for _ in range(SESSIONS)]
-    yield Quartiles.of([value for session in sessions for value in session["bare"]]).row("bare program", ".1f", " µs")
+    bare = [value for session in sessions for value in session["bare"]]
+    yield Quartiles.of(bare).row(f"bare program ({len(bare):,} rounds of each variant)", ".1f", " µs")
     for variant, name in _NAMES.items():
         added = [value for session in sessions for value in _added(session, variant)]
         yield Quartiles.of(added).row(name, "+.1f", " µs")
@@ -82,7 +84,8 @@ def _session(url: str) -> Session:
             _answer(worker)
         workers = {"agent sampled": agent, **others}
         session: Session = {name: [] for name in VARIANTS}
-        for _ in range(ROUNDS):
+        end = time.monotonic() + SESSION_SECONDS
+        while time.monotonic() < end:
             for name in random.sample(VARIANTS, len(VARIANTS)):
                 session[name].append(_round(workers[name]))
         return session

@@ -19,8 +19,9 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, Tracer
 
-STATEMENTS = 50  # of a round: few, so that the rounds of one turn see the same machine
-WARM_UP_ROUNDS = 20
+STATEMENTS = 10  # of a round: few, so that the rounds of one turn see the same machine
+CACHE_WARMERS = 3  # statements before each round, not counted: other workers have used the CPU meanwhile
+WARM_UP = 1_000  # statements before the first round
 
 
 async def main(url: str, variant: str, span: dict[str, Any]) -> None:
@@ -46,11 +47,12 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
         processor.on_end = spans.append  # type: ignore[method-assign]
         await execute(connection, statement, tracer, span, 1)
         del processor.on_end
-        await execute(connection, statement, tracer, span, WARM_UP_ROUNDS * STATEMENTS)
+        await execute(connection, statement, tracer, span, WARM_UP)
         settle()
         answer(json.dumps([{"name": each.name, "attributes": dict(each.attributes or {})} for each in spans]))
         for _ in sys.stdin:
             gc.collect()
+            await execute(connection, statement, tracer, span, CACHE_WARMERS)
             begin = time.thread_time_ns()
             await execute(connection, statement, tracer, span, STATEMENTS)
             answer(str((time.thread_time_ns() - begin) / STATEMENTS))

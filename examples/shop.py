@@ -1,24 +1,23 @@
 """
-Run a little shop on async SQLAlchemy; it has never heard of OpenTelemetry.
+Serve a little shop with FastAPI and async SQLAlchemy, and be its first customers.
+
+It has never heard of OpenTelemetry: `make demo` runs it as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+import httpx
+from fastapi import FastAPI, HTTPException
 from sqlalchemy import ForeignKey, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+app = FastAPI()
 engine = create_async_engine("sqlite+aiosqlite://")
 new_session = async_sessionmaker(engine, expire_on_commit=False)
-
-BASKETS = {
-    "Ada": {"tea no. 7": 2, "tea no. 25": 1},
-    "Grace": {"tea no. 100": 3},
-    "Katherine": {"tea no. 3": 1, "tea no. 64": 2, "tea no. 65": 2},
-}
 
 
 class Base(DeclarativeBase):
@@ -42,6 +41,7 @@ class OrderLine(Base):
     quantity: Mapped[int]
 
 
+@app.post("/shop")
 async def open_shop() -> None:
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
@@ -49,13 +49,15 @@ async def open_shop() -> None:
         session.add_all(Product(name=f"tea no. {n}", price=n / 4) for n in range(1, 101))
 
 
-async def describe_prices() -> str:
+@app.get("/prices")
+async def prices() -> str:
     async with engine.connect() as connection:
         count = await connection.scalar(text("SELECT count(*) FROM product WHERE price > 9.99"))
-        prices = await connection.stream_scalars(select(Product.price))
-        return f"{count} products above 9.99, up to {max([price async for price in prices]):.2f}"
+        stream = await connection.stream_scalars(select(Product.price))
+        return f"{count} products above 9.99, up to {max([price async for price in stream]):.2f}"
 
 
+@app.post("/orders/{customer}")
 async def place_order(customer: str, basket: dict[str, int]) -> float:
     async with new_session.begin() as session:
         products = (await session.scalars(select(Product).where(Product.name.in_(basket)))).all()
@@ -65,22 +67,22 @@ async def place_order(customer: str, basket: dict[str, int]) -> float:
     return sum(product.price * basket[product.name] for product in products)
 
 
+@app.post("/products/{name}")
 async def add_product(name: str, price: float) -> None:
-    async with new_session.begin() as session:
-        session.add(Product(name=name, price=price))
+    try:
+        async with new_session.begin() as session:
+            session.add(Product(name=name, price=price))
+    except IntegrityError:
+        raise HTTPException(409, f"{name} is in the shop already") from None
 
 
 async def main() -> None:
-    await open_shop()
-    print(await describe_prices())
-
-    # A task each, but one after the other: an in-memory database has one connection for all sessions.
-    totals = [await asyncio.create_task(place_order(*order)) for order in BASKETS.items()]
-    print(f"{len(totals)} orders, total {sum(totals):.2f}")
-    try:
-        await add_product("tea no. 7", 1.75)
-    except IntegrityError:
-        print("tea no. 7 is in the shop already")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as client:
+        await client.post("/shop")
+        print((await client.get("/prices")).json())
+        order = await client.post("/orders/Ada", json={"tea no. 7": 2, "tea no. 25": 1, "tea no. 64": 2})
+        print(f"Ada pays {order.json():.2f}")
+        print((await client.post("/products/tea no. 7?price=1.75")).json()["detail"])
     await engine.dispose()
 
 

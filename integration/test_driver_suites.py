@@ -26,6 +26,6 @@ def test_aiosqlites_own_tests(receiver: Receiver) -> None:
         OTEL_LOGS_EXPORTER="none",
         **receiver.environ,
     )
-    assert 0 == result.returncode, result.stderr
+    assert result.returncode == 0, result.stderr
     assert "\nOK" in result.stderr
-    assert [] == receiver.spans()
+    assert receiver.spans() == []

@@ -53,13 +53,13 @@ def test_zero_code_changes(program: str, postgresql: str, each_receiver: Receive
         **SILENT,
         **each_receiver.environ,
     )
-    assert ([], 0) == (complaints(result), result.returncode)
+    assert (complaints(result), result.returncode) == ([], 0)
     assert "result 42" in result.stdout
     connect, statement = each_receiver.spans()
-    assert ("shop", AGENT, "connect") == (connect.service, connect.scope, connect.name)
-    assert ("shop", AGENT, "SELECT", 0) == (statement.service, statement.scope, statement.name, statement.status)
-    assert "SELECT 40 + $1" == statement.attributes["db.query.text"].replace("::INTEGER", "")
-    assert "postgresql" == statement.attributes["db.system.name"]
+    assert (connect.service, connect.scope, connect.name) == ("shop", AGENT, "connect")
+    assert (statement.service, statement.scope, statement.name, statement.status) == ("shop", AGENT, "SELECT", 0)
+    assert statement.attributes["db.query.text"].replace("::INTEGER", "") == "SELECT 40 + $1"
+    assert statement.attributes["db.system.name"] == "postgresql"
 
 
 def test_start_up_line(program: str, receiver: Receiver) -> None:
@@ -68,7 +68,7 @@ def test_start_up_line(program: str, receiver: Receiver) -> None:
     """
     result = run("opentelemetry-instrument", sys.executable, program, MEMORY, **SILENT, **receiver.environ)
     ours = [line for line in result.stdout.splitlines() if "async_sqla" in line]
-    assert 1 == len(ours)
+    assert len(ours) == 1
     assert ours[0].startswith("INFO otel_async_sqla_agent otel-async-sqla-agent ")
     assert "mode auto, driver aiosqlite, stepped aside: " in ours[0]
 
@@ -91,7 +91,7 @@ def test_variables(variables: dict[str, str], expected: list[str], program: str,
     All configuration comes from the environment.
     """
     result = run("opentelemetry-instrument", sys.executable, program, MEMORY, **SILENT, **variables, **receiver.environ)
-    assert ([], 0) == (complaints(result), result.returncode)
+    assert (complaints(result), result.returncode) == ([], 0)
     assert expected == spans_of(receiver)
 
 
@@ -112,8 +112,8 @@ def test_command_line_arguments(program: str, receiver: Receiver) -> None:
         **SILENT,
         **receiver.environ,
     )
-    assert ([], 0) == (complaints(result), result.returncode)
-    assert ["SELECT"] == spans_of(receiver)
+    assert (complaints(result), result.returncode) == ([], 0)
+    assert spans_of(receiver) == ["SELECT"]
     assert "--async_sqla_mode ASYNC_SQLA_MODE" in run("opentelemetry-instrument", "--help").stdout
 
 
@@ -134,12 +134,12 @@ def test_bad_values(program: str, receiver: Receiver) -> None:
     result = run(
         "opentelemetry-instrument", sys.executable, program, MEMORY, **SILENT, **BAD_VALUES, **receiver.environ
     )
-    assert ([], 0) == (complaints(result), result.returncode)
+    assert (complaints(result), result.returncode) == ([], 0)
     warnings = [line for line in result.stdout.splitlines() if line.startswith("WARNING otel_async_sqla_agent")]
     assert [f"{name}={value!r} is not valid" for name, value in BAD_VALUES.items()] == [
         line.split(" ", 2)[2].split(" and is ignored; accepted: ")[0] for line in warnings
     ]
-    assert ["connect", "SELECT"] == spans_of(receiver)
+    assert spans_of(receiver) == ["connect", "SELECT"]
 
 
 def test_collector_down(program: str) -> None:
@@ -156,7 +156,7 @@ def test_collector_down(program: str) -> None:
         OTEL_EXPORTER_OTLP_TIMEOUT="1",
         **SILENT,
     )
-    assert 0 == result.returncode
+    assert result.returncode == 0
     assert "result 42" in result.stdout
 
 
@@ -166,7 +166,7 @@ def test_processes_without_async_engines_are_quiet(command: list[str], receiver:
     Helpers and shells under the launcher see and load nothing of the agent but its hook.
     """
     result = run("opentelemetry-instrument", sys.executable, *command, **SILENT, **receiver.environ)
-    assert ([], 0) == (complaints(result), result.returncode)
+    assert (complaints(result), result.returncode) == ([], 0)
     assert "sqla" not in result.stdout
 
 
@@ -177,6 +177,6 @@ def test_exit_code_of_a_failing_program(tmp_path: Path, receiver: Receiver) -> N
     path = tmp_path / "app.py"
     path.write_text(PROGRAM.replace("SELECT 40 + :x", "SELECT 40 + :x FROM nowhere"))
     result = run("opentelemetry-instrument", sys.executable, str(path), MEMORY, **SILENT, **receiver.environ)
-    assert 1 == result.returncode
+    assert result.returncode == 1
     assert "sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) no such table: nowhere" in result.stderr
-    assert [("connect", 0), ("SELECT nowhere", 2)] == [(span.name, span.status) for span in receiver.spans()]
+    assert [(span.name, span.status) for span in receiver.spans()] == [("connect", 0), ("SELECT nowhere", 2)]

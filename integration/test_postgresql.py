@@ -99,10 +99,10 @@ def test_scenario(postgresql: str, schema: Schema, agent: Any, recording: Record
         with recording.tracer.start_as_current_span("read") as span:
             async with AsyncSession(engine) as session:
                 statement = select(schema.user).where(schema.user.name == "user 7")
-                assert "user 7" == (await session.execute(statement)).scalar_one().name
+                assert (await session.execute(statement)).scalar_one().name == "user 7"
             async with engine.connect() as connection:
                 rows = await connection.stream(select(func.generate_series(1, 1000)))
-                assert 1000 == len([row async for row in rows])
+                assert len([row async for row in rows]) == 1000
             assert trace.get_current_span() is span
         with recording.tracer.start_as_current_span("write"):
             async with other.begin() as connection:
@@ -190,13 +190,13 @@ def test_error_without_values(postgresql: str, schema: Schema, agent: Any, recor
         await engine.dispose()
 
     run(main())
-    assert [
+    assert [(span.attributes["error.type"], span.status.description) for span in recording.ended] == [
         ("23505", "duplicate key value violates unique constraint ?"),
         ("22P02", "invalid input syntax for type integer: ?"),
         ("42601", "syntax error at or near ?"),
         ("22000", "invalid input for query argument $?"),
         ("22001", "value too long for type character varying(?)"),
-    ] == [(span.attributes["error.type"], span.status.description) for span in recording.ended]
+    ]
     assert "canary" not in "".join(span.to_json() for span in recording.ended)
 
 
@@ -253,7 +253,7 @@ def test_failing_commit(postgresql: str, schema: Schema, agent: Any, recording: 
         await engine.dispose()
 
     run(main())
-    assert [["INSERT child"], ["COMMIT ERROR error.type='23503'"]] == tidy(recording.tree("error.type"), schema)
+    assert tidy(recording.tree("error.type"), schema) == [["INSERT child"], ["COMMIT ERROR error.type='23503'"]]
     insertion, commit = recording.ended
     assert commit.start_time >= insertion.end_time
     assert commit.end_time > commit.start_time
@@ -280,7 +280,7 @@ def test_transaction_spans(postgresql: str, schema: Schema, agent: Any, recordin
         await engine.dispose()
 
     run(main())
-    assert [
+    assert tidy(recording.tree(), schema) == [
         ["INSERT users"],
         ["SAVEPOINT"],
         ["INSERT users"],
@@ -288,7 +288,7 @@ def test_transaction_spans(postgresql: str, schema: Schema, agent: Any, recordin
         ["COMMIT"],
         ["SELECT"],
         ["ROLLBACK"],
-    ] == tidy(recording.tree(), schema)
+    ]
 
 
 def test_hundred_parents(postgresql: str, agent: Any, recording: Recording) -> None:
@@ -333,7 +333,7 @@ def test_silent_round_trips(postgresql: str, agent: Any, recording: Recording) -
         await engine.dispose()
 
     run(main())
-    assert ["connect", "SELECT", "SELECT"] == recording.names
+    assert recording.names == ["connect", "SELECT", "SELECT"]
 
 
 def test_failed_connect(postgresql: str, agent: Any, recording: Recording) -> None:
@@ -349,8 +349,8 @@ def test_failed_connect(postgresql: str, agent: Any, recording: Recording) -> No
 
     run(main())
     [span] = recording.ended
-    assert ("connect", "3D000", "database ? does not exist") == (
+    assert (
         span.name,
         span.attributes["error.type"],
         span.status.description,
-    )
+    ) == ("connect", "3D000", "database ? does not exist")

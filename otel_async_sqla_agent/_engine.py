@@ -268,7 +268,7 @@ class EngineState:
             batch_size=len(parameters),
         )
 
-    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None) -> None:
+    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, _context: Any = None) -> None:
         self._core.start_statement(bracket, self._target, statement, parameterised=False, batch_size=0)
 
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
@@ -276,7 +276,7 @@ class EngineState:
         statement, parameters, _, context = args[-4:]
         self._begin_executemany(bracket, None, statement, parameters, context)
 
-    def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *args: Any, **kw: Any) -> None:
+    def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
         spans = self._core.config.spans
         if SpanType.TRANSACTION not in spans:
             bracket.if_it_fails = (name, time_ns()) if spans else None
@@ -290,7 +290,7 @@ class EngineState:
             bracket.span = self._core.start_call(self._target, "connect")
 
 
-def _begin_silently(bracket: Bracket, *args: Any, **kwargs: Any) -> None:
+def _begin_silently(_bracket: Bracket, *_args: Any, **_kwargs: Any) -> None:
     """
     Make no span; the bracket keeps the driver's from being made.
     """

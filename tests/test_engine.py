@@ -13,7 +13,7 @@ import sqlalchemy
 import sqlalchemy.ext.asyncio.engine as engine_module
 from opentelemetry import trace
 from sqlalchemy import Column, Integer, MetaData, String, Table, bindparam, event, func, insert, literal, select, text
-from sqlalchemy.exc import IntegrityError, OperationalError, TimeoutError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import declarative_base
@@ -532,7 +532,7 @@ def test_exhausted_pool(agent: Any, recording: Recording, url: str) -> None:
     async def main() -> None:
         engine = pooled(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
         async with engine.connect():
-            with pytest.raises(TimeoutError):
+            with pytest.raises(sqlalchemy.exc.TimeoutError):
                 await engine.connect()
         await engine.dispose()
 
