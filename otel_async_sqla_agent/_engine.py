@@ -242,11 +242,11 @@ class EngineState:
         bracket.close()
         try:
             facts = None if error is None else error_facts(error) or bracket.error
-            span = bracket.span
-            if span is None and facts is not None and bracket.if_it_fails is not None:
-                span = self._core.start_call(self._target, *bracket.if_it_fails)
-            if span is not None:
-                end_span(span, facts)
+            if bracket.span is None and facts is not None and bracket.if_it_fails is not None:
+                name, start_time = bracket.if_it_fails
+                self._core.start_call(bracket, self._target, name, start_time=start_time)
+            if bracket.span is not None:
+                end_span(bracket.span, facts)
         except Exception as failure:  # noqa: BLE001
             self._guard.failed(failure)
 
@@ -281,13 +281,11 @@ class EngineState:
         if SpanType.TRANSACTION not in spans:
             bracket.if_it_fails = (name, time_ns()) if spans else None
         elif not _sends_nothing(connection):
-            span = self._core.start_call(self._target, name)
-            if span is not None:
-                bracket.attach(span)
+            self._core.start_call(bracket, self._target, name, current=True)
 
     def _begin_connect(self, bracket: Bracket) -> None:
         if SpanType.CONNECT in self._core.config.spans:
-            bracket.span = self._core.start_call(self._target, "connect")
+            self._core.start_call(bracket, self._target, "connect")
 
 
 def _begin_silently(_bracket: Bracket, *_args: Any, **_kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from contextvars import ContextVar, Token
 from typing import NamedTuple
 
 from opentelemetry import context, trace
-from opentelemetry.instrumentation.utils import is_instrumentation_enabled
+from opentelemetry.context import Context
 from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SIZE
 from opentelemetry.trace import Span, SpanKind, Tracer
 
@@ -26,6 +26,10 @@ from ._sql import READ_LIMIT, read_sql
 _logger = logging.getLogger("otel_async_sqla_agent")
 
 CACHED_STATEMENTS = 512
+# What OpenTelemetry's `suppress_instrumentation()` sets. Asking `is_instrumentation_enabled()` takes three look-ups of
+# the context, and one is at hand.
+_SUPPRESSED = "suppress_instrumentation"
+_SUPPRESSED_BY_SDK = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", _SUPPRESSED)
 CUT_MARK = "…"
 
 
@@ -75,14 +79,14 @@ class Bracket:
         Name and start time of the span that is made only if the call fails.
         """
         self._outer = _open_bracket.set(self)
-        self._attached: Token[context.Context] | None = None
+        self._attached: Token[Context] | None = None
 
-    def attach(self, span: Span) -> None:
+    def attach(self, span: Span, parent: Context) -> None:
         """
-        Make the span the current one until the bracket is closed.
+        Make the span the current one in the parent's context, until the bracket is closed.
         """
         self.span = span
-        self._attached = context.attach(trace.set_span_in_context(span))
+        self._attached = context.attach(trace.set_span_in_context(span, parent))
 
     def close(self) -> None:
         """
@@ -121,6 +125,7 @@ class StatementCore:
 
     def __init__(self, config: Config, *, global_provider: bool) -> None:
         self.config = config
+        self._statements = SpanType.STATEMENT in config.spans
         self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
         self._provider_checked = not global_provider
 
@@ -143,7 +148,8 @@ class StatementCore:
             parameterised: Whether the values are apart from the text.
             batch_size: Parameter sets of an executemany, else 0.
         """
-        if SpanType.STATEMENT not in self.config.spans or not self._wanted():
+        parent = context.get_current()
+        if not self._statements or not self._wanted(parent):
             return
         facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
         if facts.excluded:
@@ -151,31 +157,40 @@ class StatementCore:
         attributes = {**target.attributes, **facts.attributes}
         if batch_size > 1:
             attributes[DB_OPERATION_BATCH_SIZE] = batch_size
-        bracket.attach(_start_span(target.tracer, facts.name, attributes))
+        bracket.attach(_start_span(target.tracer, facts.name, attributes, parent), parent)
 
-    def start_call(self, target: Target, name: str, start_time: int | None = None) -> Span | None:
+    def start_call(
+        self, bracket: Bracket, target: Target, name: str, *, current: bool = False, start_time: int | None = None
+    ) -> None:
         """
-        Start the span of a call that is no statement (`connect`, `COMMIT`), without making it the current one.
+        Start the span of a call that is no statement (`connect`, `COMMIT`).
 
         Args:
+            bracket: The bracket that encloses the call.
             target: The database that is talked to.
             name: The span's name.
+            current: Whether to make it the current one.
             start_time: Nanoseconds since the epoch, where the call has begun before; else None.
         """
-        if not self._wanted():
-            return None
+        parent = context.get_current()
+        if not self._wanted(parent):
+            return
         operation = "" if name == "connect" else name
         attributes = target.attributes | statement_attributes(
             self.config.attribute_names, operation=operation, summary=operation, text=None
         )
-        return _start_span(target.tracer, name, attributes, start_time)
+        span = _start_span(target.tracer, name, attributes, parent, start_time)
+        if current:
+            bracket.attach(span, parent)
+        else:
+            bracket.span = span
 
-    def _wanted(self) -> bool:
-        if not is_instrumentation_enabled():
+    def _wanted(self, parent: Context) -> bool:
+        if parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK):
             return False
         if not self._provider_checked:
             self._check_provider()
-        return not self.config.require_parent or trace.get_current_span().get_span_context().is_valid
+        return not self.config.require_parent or trace.get_current_span(parent).get_span_context().is_valid
 
     def _check_provider(self) -> None:
         """
@@ -229,8 +244,10 @@ def end_span(span: Span, error: ErrorFacts | None) -> None:
         span.end()
 
 
-def _start_span(tracer: Tracer, name: str, attributes: Attributes, start_time: int | None = None) -> Span:
-    span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes, start_time=start_time)
+def _start_span(
+    tracer: Tracer, name: str, attributes: Attributes, parent: Context, start_time: int | None = None
+) -> Span:
+    span = tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=start_time)
     # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them.
     if span.is_recording() and len(getattr(span, "attributes", attributes)) < len(attributes):
         span.set_attributes(attributes)
