@@ -10,9 +10,10 @@ import pytest
 from oteltest.sink import GrpcSink, HttpSink
 from oteltest.sink.handler import AccumulatingHandler
 from oteltest.telemetry import extract_leaves
+from typing_extensions import Self
 
 from integration.databases import postgresql_url
-from tests.conftest import _clean_process, agent, recording  # noqa: F401
+from tests.conftest import _clean_process, agent, measured, reader, recording, url  # noqa: F401
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,7 @@ class Receiver:
             "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         }
 
-    def __enter__(self) -> Receiver:
+    def __enter__(self) -> Self:
         self._sink.start()
         return self
 
@@ -90,6 +91,28 @@ class Receiver:
                     for span in scope_spans.spans
                 ]
         return [span for _, span in sorted(found)]
+
+    def metric_requests(self) -> list[Any]:
+        """
+        Return all exports of metrics, the oldest first.
+        """
+        return list(self._handler.telemetry.metric_requests)
+
+    def metrics(self) -> dict[str, dict[frozenset[Any], Any]]:
+        """
+        Return the data points of the last export, by metric and attributes.
+        """
+        requests = self.metric_requests()[-1:]
+        return {
+            metric.name: {
+                frozenset(_values(point.attributes).items()): point
+                for point in getattr(metric, metric.WhichOneof("data")).data_points
+            }
+            for request in requests
+            for resource in request.pbreq.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
 
     def wait_for(self, count: int, wanted: Callable[[ReceivedSpan], bool] = lambda span: True) -> list[ReceivedSpan]:
         """

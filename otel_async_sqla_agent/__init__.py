@@ -30,6 +30,7 @@ def instrument(
     query_max_length: int | None = None,
     require_parent: bool | None = None,
     exclude: str | None = None,
+    metrics: bool | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> None:
@@ -46,6 +47,7 @@ def instrument(
         query_max_length: The most characters of SQL text in a span.
         require_parent: Whether statements without a parent span make none.
         exclude: A regular expression; statements that it is found in make no span.
+        metrics: Whether there are metrics.
         tracer_provider: Where spans go; the global provider by default, also one that is set later.
         meter_provider: Where metrics go; likewise.
     """
@@ -58,6 +60,7 @@ def instrument(
         "QUERY_MAX_LENGTH": query_max_length,
         "REQUIRE_PARENT": require_parent,
         "EXCLUDE": exclude,
+        "METRICS": metrics,
     }
     options = {f"OTEL_ASYNC_SQLA_{name}": _as_text(value) for name, value in given.items() if value is not None}
     providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}

@@ -102,14 +102,25 @@ class Agent:
 
     @functools.cached_property
     def _layer(self) -> EngineLayer:
+        from . import __version__
         from ._engine import EngineLayer
         from ._guard import Guard
+        from ._metrics import Metrics
+        from ._pool import PoolRegistry
         from ._statement import StatementCore
 
         self._config = Config.from_env(self._environ)
         _warn_of_missing_layer(self._config.mode)
-        core = StatementCore(self._config, global_provider=self._tracer_provider is None)
-        layer = EngineLayer(core, Guard("engine", self._meter_provider))
+        registry = PoolRegistry()
+        metrics = Metrics(
+            enabled=self._config.metrics,
+            meter_provider=self._meter_provider,
+            version=__version__,
+            observed=registry.callbacks,
+        )
+        core = StatementCore(self._config, metrics, global_provider=self._tracer_provider is None)
+        engine_guard, pool_guard = (Guard(layer, __version__, self._meter_provider) for layer in ("engine", "pool"))
+        layer = EngineLayer(core, engine_guard, pool_guard, metrics, registry)
         self._undo.append(layer.uninstrument)
         return layer
 

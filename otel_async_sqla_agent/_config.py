@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from .environment_variables import (
     OTEL_ASYNC_SQLA_EXCLUDE,
+    OTEL_ASYNC_SQLA_METRICS,
     OTEL_ASYNC_SQLA_MODE,
     OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH,
     OTEL_ASYNC_SQLA_QUERY_TEXT,
@@ -81,6 +82,7 @@ class Config:
     query_max_length: int = 2048
     require_parent: bool = False
     exclude: re.Pattern[str] | None = None
+    metrics: bool = True
     attribute_names: AttributeNames = AttributeNames.OLD
 
     @classmethod
@@ -98,6 +100,7 @@ class Config:
             ),
             require_parent=read(OTEL_ASYNC_SQLA_REQUIRE_PARENT, _boolean, "true, false", cls.require_parent),
             exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
+            metrics=read(OTEL_ASYNC_SQLA_METRICS, _boolean, "true, false", cls.metrics),
             attribute_names=_attribute_names(environ.get(OTEL_SEMCONV_STABILITY_OPT_IN, "")),
         )
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from time import time_ns
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
 from ._config import SpanType
 from ._errors import error_facts
+from ._pool import EnginePools, take_checkout
 from ._semconv import Database
 from ._statement import Bracket, end_span, open_bracket
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Dialect, Engine
 
     from ._guard import Guard
+    from ._metrics import Metrics
+    from ._pool import PoolRegistry
     from ._statement import StatementCore
 
 _Call = Callable[..., Any]
@@ -54,9 +57,14 @@ class EngineLayer:
     Instrument engines, and undo it.
     """
 
-    def __init__(self, core: StatementCore, guard: Guard) -> None:
+    def __init__(
+        self, core: StatementCore, guard: Guard, pool_guard: Guard, metrics: Metrics, registry: PoolRegistry
+    ) -> None:
         self._core = core
         self._guard = guard
+        self._pool_guard = pool_guard
+        self._metrics = metrics
+        self._registry = registry
         self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
         self._unwrap_connect: Callable[[], None] | None = None
 
@@ -72,7 +80,8 @@ class EngineLayer:
             return False
         if self._unwrap_connect is None:
             self._unwrap_connect = _wrap_connect()
-        state = EngineState(self._core, self._guard, sync_engine, tracer)
+        pools = EnginePools(self._core, self._pool_guard, self._metrics, self._registry)
+        state = EngineState(self._core, self._guard, pools, sync_engine, tracer)
         dialect.__dict__[_STATE] = state
         state.wrap(dialect)
         self._dialects.add(dialect)
@@ -90,10 +99,13 @@ class EngineLayer:
         """
         Give every dialect, and SQLAlchemy's connection record, the identical methods back.
         """
-        self._guard.active = False  # what another tool has wrapped in the meantime passes through from now on
+        self._guard.active = self._pool_guard.active = (
+            False  # what another tool has wrapped in the meantime passes through from now on
+        )
         for dialect in list(self._dialects):
             state: EngineState = dialect.__dict__.pop(_STATE)
             state.unwrap(dialect)
+            state.pools.unwrap()
         self._dialects.clear()
         if self._unwrap_connect is not None:
             self._unwrap_connect()
@@ -105,30 +117,33 @@ class EngineState:
     What is kept for one engine: where its spans go, and which methods of its dialect are bracketed.
     """
 
-    def __init__(self, core: StatementCore, guard: Guard, sync_engine: Engine, tracer: Tracer) -> None:
+    def __init__(
+        self, core: StatementCore, guard: Guard, pools: EnginePools, sync_engine: Engine, tracer: Tracer
+    ) -> None:
         self.tracer = tracer
+        self.pools = pools
         self._core = core
         self._guard = guard
         self._url = sync_engine.url
         self._wrapped: dict[str, tuple[_Call, _Call | None]] = {}
-        self.refresh(sync_engine.dialect)
+        database = self.refresh(sync_engine.dialect)
+        pools.guard.run(pools.open, sync_engine.pool, database.pool_name)
 
-    def refresh(self, dialect: Dialect) -> None:
+    def refresh(self, dialect: Dialect) -> Database:
         """
         Read the database's facts again: MariaDB is told from MySQL only by the first connection.
         """
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
         host = self._url.host or self._url.query.get("host")
-        self._target = self._core.target(
-            self.tracer,
-            Database(
-                dialect=name,
-                namespace=self._url.database,
-                address=host if isinstance(host, str) else None,
-                port=self._url.port,
-                user=self._url.username,
-            ),
+        database = Database(
+            dialect=name,
+            namespace=self._url.database,
+            address=host if isinstance(host, str) else None,
+            port=self._url.port,
+            user=self._url.username,
         )
+        self._target = self.pools.target = self._core.target(self.tracer, database)
+        return database
 
     def wrap(self, dialect: Dialect) -> None:
         """
@@ -163,11 +178,10 @@ class EngineState:
         """
         Make a real connection: all of it is one span, which is not made current.
         """
+        started = perf_counter()
         result = self._bracket(self._begin_connect, connect)()
-        try:
-            self.refresh(dialect)
-        except Exception as failure:  # noqa: BLE001
-            self._guard.failed(failure)
+        self._guard.run(self.pools.created, perf_counter() - started)
+        self._guard.run(self.refresh, dialect)
         return result
 
     def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:
@@ -239,9 +253,14 @@ class EngineState:
             self._guard.failed(failure)
 
     def _close(self, bracket: Bracket, error: BaseException | None) -> None:
-        bracket.close()
+        facts = None
         try:
             facts = None if error is None else error_facts(error) or bracket.error
+            self._core.record_duration(bracket, facts)
+        except Exception as failure:  # noqa: BLE001
+            self._guard.failed(failure)
+        bracket.close()
+        try:
             if bracket.span is None and facts is not None and bracket.if_it_fails is not None:
                 name, start_time = bracket.if_it_fails
                 self._core.start_call(bracket, self._target, name, start_time=start_time)
@@ -254,7 +273,12 @@ class EngineState:
         self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
     ) -> None:
         self._core.start_statement(
-            bracket, self._target, statement, parameterised=_parameterised(parameters, context), batch_size=0
+            bracket,
+            self._target,
+            statement,
+            parameterised=_parameterised(parameters, context),
+            batch_size=0,
+            more=take_checkout(context),
         )
 
     def _begin_executemany(
@@ -266,10 +290,13 @@ class EngineState:
             statement,
             parameterised=_parameterised(parameters, context),
             batch_size=len(parameters),
+            more=take_checkout(context),
         )
 
-    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, _context: Any = None) -> None:
-        self._core.start_statement(bracket, self._target, statement, parameterised=False, batch_size=0)
+    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None) -> None:
+        self._core.start_statement(
+            bracket, self._target, statement, parameterised=False, batch_size=0, more=take_checkout(context)
+        )
 
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
         # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.

@@ -66,12 +66,19 @@ def record_error(span: Span, facts: ErrorFacts) -> None:
     """
     Write the facts on a span: status, attributes and one `exception` event without a stack trace.
     """
-    span.set_attribute(ERROR_TYPE, facts.status_code or facts.type)
-    if facts.status_code is not None:
-        span.set_attribute(DB_RESPONSE_STATUS_CODE, facts.status_code)
+    span.set_attributes(error_attributes(facts))
     span.set_status(Status(StatusCode.ERROR, facts.message or None))
     if facts.message:
         span.add_event("exception", {EXCEPTION_TYPE: facts.type, EXCEPTION_MESSAGE: facts.message})
+
+
+def error_attributes(facts: ErrorFacts) -> dict[str, str]:
+    """
+    Return the attributes of an error that has low cardinality, for spans and metrics.
+    """
+    if facts.status_code is None:
+        return {ERROR_TYPE: facts.type}
+    return {ERROR_TYPE: facts.status_code, DB_RESPONSE_STATUS_CODE: facts.status_code}
 
 
 def mask_message(error: BaseException) -> str:

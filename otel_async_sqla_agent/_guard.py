@@ -5,6 +5,7 @@ Keep a failure of the agent's own code away from the application.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from opentelemetry import metrics
 
@@ -22,14 +23,26 @@ class Guard:
 
     Args:
         layer: The layer's name, for the log and the metric.
+        version: The agent's.
         meter_provider: Where `async_sqla.internal_errors` is counted; the global one if None.
     """
 
-    def __init__(self, layer: str, meter_provider: metrics.MeterProvider | None) -> None:
+    def __init__(self, layer: str, version: str, meter_provider: metrics.MeterProvider | None) -> None:
         self.layer = layer
+        self._version = version
         self.active = True
         self._meter_provider = meter_provider
         self._failures = 0
+
+    def run(self, call: Callable[..., object], *args: object) -> None:
+        """
+        Make a call, if the layer is not off, and keep its failure here.
+        """
+        if self.active:
+            try:
+                call(*args)
+            except Exception as error:  # noqa: BLE001
+                self.failed(error)
 
     def failed(self, error: Exception) -> None:
         """
@@ -52,7 +65,7 @@ class Guard:
             pass
 
     def _count(self, error: Exception) -> None:
-        meter = metrics.get_meter("otel_async_sqla_agent", meter_provider=self._meter_provider)
+        meter = metrics.get_meter("otel_async_sqla_agent", self._version, self._meter_provider)
         counter = meter.create_counter(
             "async_sqla.internal_errors",
             unit="{error}",

@@ -43,6 +43,14 @@ class Database(NamedTuple):
     user: str | None = None
 
     @property
+    def pool_name(self) -> str:
+        """
+        Return the conventions' default, `server.address:server.port/db.namespace`, of what is known.
+        """
+        server = ":".join(str(part) for part in (self.address, self.port) if part)
+        return "/".join(part for part in (server, self.namespace) if part) or self.system
+
+    @property
     def system(self) -> str:
         """
         Return the `db.system.name`.
@@ -76,6 +84,13 @@ def database_attributes(names: AttributeNames, database: Database) -> Attributes
         SERVER_PORT: database.port,
     }
     return _chosen(names, old, stable)
+
+
+def metric_attributes(database: Database) -> Attributes:
+    """
+    Return what metrics say of a database, always under the stable names.
+    """
+    return database_attributes(AttributeNames.STABLE, database)
 
 
 def statement_attributes(names: AttributeNames, *, operation: str, summary: str, text: str | None) -> Attributes:

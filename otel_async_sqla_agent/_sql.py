@@ -87,7 +87,7 @@ _HASH_WORD = r"\#{0,2}[^\W\d][\w$#]*"
 _NUMBER = r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?\w*"
 _DOLLAR_QUOTE = r"(?P<tag>\$(?:[^\W\d]\w*)?\$).*?(?:(?P=tag)|\Z)"
 _ORACLE_QUOTE = r"[nN]?[qQ]'.*"  # q'[it's]' ends in too many ways
-_MARK = r"\?|%s\b|%\([^\W\d]\w*\)s\b|::|:[^\W\d]\w*|@{1,2}[^\W\d][\w$@]*"
+_MARK = r"\?|%s\b|%\([^\W\d]\w*\)s\b|:[^\W\d]\w*|@{1,2}[^\W\d][\w$@]*"
 _DOLLAR_MARK = rf"{_MARK}|\$(?:\d+|[^\W\d]\w*)"
 _NUMBERED_MARK = rf"[?:]\d+|{_DOLLAR_MARK}"  # elsewhere `:2` can be the end of an array slice
 
@@ -123,7 +123,7 @@ def _tokens(rules: _Rules) -> re.Pattern[str]:
     bracketed = [_quoted(r"\[", r"\]")] if rules.brackets else []
     names = "|".join([rules.word, _quoted("`", "`"), *bracketed])
     double = _quoted('"', '"', "" if rules.double_is_name else r"\\")
-    first = double if rules.double_is_name else rf"{double}(?=\.(?!\d))"
+    first = double if rules.double_is_name else rf"{double}(?=\.)"
     string, e_string = _string("'", rules.strings), _string("'", rules.e_strings)
     kinds = {
         "space": r"\s+",
@@ -251,12 +251,9 @@ class _Summary:
                 self._parts.append(name)
 
     def _character(self, text: str) -> None:
-        """
-        Take punctuation, a placeholder or a literal.
-        """
-        level, self._previous = self._levels[-1], text
+        level, before, self._previous = self._levels[-1], self._previous, text
         if text == "(":
-            self._levels.append(self._inside(level))
+            self._levels.append(self._inside(level, before))
         elif text == ")" and len(self._levels) > 1:
             self._end_level()
         elif text == ";":
@@ -264,12 +261,11 @@ class _Summary:
         level.skips = _BEFORE_TABLE if text == "," and level.lists else None
 
     def _word(self, token: re.Match[str]) -> None:
-        """
-        Take a word or a name.
-        """
         text, word, level = token[0], token[0].upper(), self._levels[-1]
-        if self._opens(word, token):
-            inserts = level.verb in ("INSERT", "REPLACE") and word == "SELECT"
+        if self._previous == ".":
+            word = "name"
+        elif self._opens(word, token):
+            inserts = level.verb == "INSERT" and word == "SELECT"
             self._parts.append(text)
             self._levels[-1] = _Level(word, row_source=len(self._parts) if inserts else -1)
         elif level.start:
@@ -297,43 +293,37 @@ class _Summary:
         Return whether a word is an operation, and not a column, a function or part of another clause.
         """
         level, previous = self._levels[-1], self._previous
-        if word not in _VERBS or previous == ".":
-            return False
-        if level.start:
+        if level.start and word in _VERBS:
             return True
         if word == "SELECT":
             return previous not in (",", "DENY", "GRANT", "REVOKE") and not (previous == "AS" and level.reads)
-        if word in _DEFINING or word == "COPY" or not _NAME_AHEAD.match(token.string, token.end()):
+        if word not in _VERBS or level.verb == "(" or level.reads or previous not in ("(", ")", "AS"):
             return False
-        return not level.verb if previous == "(" else previous in (")", "AS") and not level.reads
+        return bool(_NAME_AHEAD.match(token.string, token.end()))
 
     def _first(self, word: str, text: str) -> None:
         """
         Take a statement's first word that is no verb, or a word between EXPLAIN and a verb.
         """
         level = self._levels[-1]
-        if level.start == "any" and word != "WITH" and text.isidentifier():
-            self._parts.append(text)
-            level.verb = word
-        if level.start == "any" or word == "WITH":
+        if level.start == "any":
             level.start = "verb" if word in _PRECEDING else ""
+            if word != "WITH" and text.isidentifier():
+                self._parts.append(text)
 
     def _brings_table(self, word: str) -> bool:
         level, previous = self._levels[-1], self._previous
-        return previous != "." and (
+        return (
             (word == "FROM" and level.reads and previous != "DISTINCT")
             or (word in ("APPLY", "JOIN", "STRAIGHT_JOIN") and level.lists and previous != "FOR")
             or (word == "INTO" and level.verb in ("INSERT", "MERGE", "REPLACE", "SELECT"))
             or (word == "USING" and level.uses)
         )
 
-    def _inside(self, level: _Level) -> _Level:
-        """
-        Return the level that a parenthesis opens.
-        """
-        level.defines = False
-        level.start = "" if level.start == "any" else level.start
-        inner = _Level("(" if level.verb in _DEFINING | {"("} else "")  # columns can be named like verbs
+    def _inside(self, level: _Level, before: str) -> _Level:
+        level.start = ""
+        # Only where a query can stand: arguments and columns can be named like verbs.
+        inner = _Level("" if before in ("AS", "COPY", "MATERIALIZED") else "(")
         if level.skips is _BEFORE_TABLE:  # a subquery, or joined tables
             inner.skips, inner.lists = _BEFORE_TABLE, True
         return inner

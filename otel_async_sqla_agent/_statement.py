@@ -11,21 +11,27 @@ from __future__ import annotations
 import functools
 import logging
 from contextvars import ContextVar, Token
-from typing import NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SIZE
+from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SIZE, DB_QUERY_SUMMARY
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from ._config import Config, QueryText, SpanType
-from ._errors import ErrorFacts, record_error
-from ._semconv import Attributes, Database, database_attributes, statement_attributes
+from ._errors import ErrorFacts, error_attributes, record_error
+from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
 from ._sql import READ_LIMIT, read_sql
+
+if TYPE_CHECKING:
+    from ._metrics import Metrics
 
 _logger = logging.getLogger("otel_async_sqla_agent")
 
 CACHED_STATEMENTS = 512
+METRIC_SUMMARIES = 500
+OTHER_SUMMARIES = "_OTHER"
 # What OpenTelemetry's `suppress_instrumentation()` sets. Asking `is_instrumentation_enabled()` takes three look-ups of
 # the context, and one is at hand.
 _SUPPRESSED = "suppress_instrumentation"
@@ -45,6 +51,7 @@ class Target(NamedTuple):
     """
 
     attributes: Attributes
+    metric_attributes: Attributes
 
 
 class StatementFacts(NamedTuple):
@@ -55,6 +62,7 @@ class StatementFacts(NamedTuple):
     name: str
     attributes: Attributes
     excluded: bool
+    metric_summary: str
 
 
 class Bracket:
@@ -65,7 +73,7 @@ class Bracket:
     lives on in its callbacks and background tasks.
     """
 
-    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "span")
+    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "measured", "span")
 
     def __init__(self) -> None:
         self.active = True
@@ -77,6 +85,10 @@ class Bracket:
         self.if_it_fails: tuple[str, int] | None = None
         """
         Name and start time of the span that is made only if the call fails.
+        """
+        self.measured: tuple[float, Attributes, str] | None = None
+        """
+        Start on the clock of `perf_counter`, and what the duration metric says: of the database, and the summary.
         """
         self._outer = _open_bracket.set(self)
         self._attached: Token[Context] | None = None
@@ -120,11 +132,14 @@ class StatementCore:
 
     Args:
         config: What the environment says.
+        metrics: The instruments.
         global_provider: Whether spans go to the global TracerProvider, which may not be set yet.
     """
 
-    def __init__(self, config: Config, *, global_provider: bool) -> None:
+    def __init__(self, config: Config, metrics: Metrics, *, global_provider: bool) -> None:
         self.config = config
+        self._metrics = metrics
+        self._metric_summaries: set[str] = set()
         self._statements = SpanType.STATEMENT in config.spans
         self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
         self._provider_checked = not global_provider
@@ -133,10 +148,22 @@ class StatementCore:
         """
         Compute what all spans of an engine or connection have in common.
         """
-        return Target(tracer, database.system, database_attributes(self.config.attribute_names, database))
+        return Target(
+            tracer,
+            database.system,
+            database_attributes(self.config.attribute_names, database),
+            metric_attributes(database),
+        )
 
     def start_statement(
-        self, bracket: Bracket, target: Target, sql: object, *, parameterised: bool, batch_size: int
+        self,
+        bracket: Bracket,
+        target: Target,
+        sql: object,
+        *,
+        parameterised: bool,
+        batch_size: int,
+        more: Attributes | None = None,
     ) -> None:
         """
         Start the span of a statement and make it the current one.
@@ -147,16 +174,22 @@ class StatementCore:
             sql: The text that the driver is given; what is not a `str` (a mock, a driver's own object) gives no text.
             parameterised: Whether the values are apart from the text.
             batch_size: Parameter sets of an executemany, else 0.
+            more: Attributes of this execution.
         """
         parent = context.get_current()
-        if not self._statements or not self._wanted(parent):
+        measured = self._metrics.instruments() is not None
+        if not (measured or self._statements) or _suppressed(parent):
             return
         facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
-        if facts.excluded:
+        if measured:
+            bracket.measured = (perf_counter(), target.metric_attributes, facts.metric_summary)
+        if facts.excluded or not self._statements or not self._wanted(parent):
             return
         attributes = {**target.attributes, **facts.attributes}
         if batch_size > 1:
             attributes[DB_OPERATION_BATCH_SIZE] = batch_size
+        if more:
+            attributes.update(more)
         bracket.attach(_start_span(target.tracer, facts.name, attributes, parent), parent)
 
     def start_call(
@@ -173,7 +206,7 @@ class StatementCore:
             start_time: Nanoseconds since the epoch, where the call has begun before; else None.
         """
         parent = context.get_current()
-        if not self._wanted(parent):
+        if _suppressed(parent) or not self._wanted(parent):
             return
         operation = "" if name == "connect" else name
         attributes = target.attributes | statement_attributes(
@@ -185,9 +218,32 @@ class StatementCore:
         else:
             bracket.span = span
 
+    def start_internal(self, target: Target, name: str, attributes: Attributes, start_time: int) -> Span | None:
+        """
+        Start the span of something that does not reach the database, which has begun before.
+
+        Returns:
+            None where the configuration or the current context leaves it out.
+        """
+        parent = context.get_current()
+        if not self.config.spans or _suppressed(parent) or not self._wanted(parent):
+            return None
+        return target.tracer.start_span(name, parent, SpanKind.INTERNAL, attributes, start_time=start_time)
+
+    def record_duration(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+        """
+        Record the duration of a statement, while its span is still the current one.
+        """
+        instruments = self._metrics.instruments()
+        if bracket.measured is None or instruments is None:
+            return
+        started, database, summary = bracket.measured
+        attributes = {**database, DB_QUERY_SUMMARY: summary}
+        if error is not None:
+            attributes.update(error_attributes(error))
+        instruments.duration.record(perf_counter() - started, attributes)
+
     def _wanted(self, parent: Context) -> bool:
-        if parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK):
-            return False
         if not self._provider_checked:
             self._check_provider()
         return not self.config.require_parent or trace.get_current_span(parent).get_span_context().is_valid
@@ -225,8 +281,17 @@ class StatementCore:
                 summary=summary,
                 text=self._cut(texts[self.config.query_text]),
             ),
+            metric_summary=self._metric_summary(summary or system),
             excluded=self.config.exclude is not None and bool(self.config.exclude.search(sql)),
         )
+
+    def _metric_summary(self, summary: str) -> str:
+        """
+        Keep the metric's cardinality bounded, whatever the application's SQL is made of.
+        """
+        if len(self._metric_summaries) < METRIC_SUMMARIES:
+            self._metric_summaries.add(summary)
+        return summary if summary in self._metric_summaries else OTHER_SUMMARIES
 
     def _cut(self, text: str) -> str:
         length = self.config.query_max_length
@@ -242,6 +307,10 @@ def end_span(span: Span, error: ErrorFacts | None) -> None:
             record_error(span, error)
     finally:
         span.end()
+
+
+def _suppressed(parent: Context) -> bool:
+    return bool(parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK))
 
 
 def _start_span(

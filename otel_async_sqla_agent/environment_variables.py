@@ -35,3 +35,8 @@ OTEL_ASYNC_SQLA_EXCLUDE = "OTEL_ASYNC_SQLA_EXCLUDE"
 """
 A regular expression, searched in the statement ignoring case: what matches makes no span.
 """
+
+OTEL_ASYNC_SQLA_METRICS = "OTEL_ASYNC_SQLA_METRICS"
+"""
+`false`: no metrics (default `true`).
+"""

@@ -7,10 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.sdk.metrics import AlwaysOnExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 import otel_async_sqla_agent
 from tests.recording import Recording
@@ -46,6 +49,32 @@ def agent(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> Callable[...
         otel_async_sqla_agent.instrument(tracer_provider=recording.provider, **options)
 
     return activate
+
+
+@pytest.fixture
+def reader() -> InMemoryMetricReader:
+    return InMemoryMetricReader()
+
+
+@pytest.fixture
+def measured(reader: InMemoryMetricReader, recording: Recording) -> Callable[..., None]:
+    """
+    Return what activates the agent with both providers.
+    """
+
+    def activate(provider: Any = None, **options: Any) -> None:
+        otel_async_sqla_agent.instrument(
+            tracer_provider=provider or recording.provider,
+            meter_provider=MeterProvider([reader], exemplar_filter=AlwaysOnExemplarFilter(), shutdown_on_exit=False),
+            **options,
+        )
+
+    return activate
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/test.db"
 
 
 def run(main: Any) -> Any:

@@ -70,6 +70,28 @@ class Recording(SpanProcessor):
         return children
 
 
+def database_attributes(span: ReadableSpan) -> dict[str, Any]:
+    """
+    Return a span's attributes without those of the checkout that it is the first statement after.
+    """
+    return {key: value for key, value in span.attributes.items() if not key.startswith("async_sqla.pool.")}
+
+
+def points(reader: Any, name: str) -> dict[frozenset[Any], Any]:
+    """
+    Collect, and return a metric's data points by their attributes; none where it has not been recorded.
+    """
+    data = reader.get_metrics_data()
+    return {
+        frozenset(point.attributes.items()): point
+        for resource in (data.resource_metrics if data else [])
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name
+        for point in metric.data.data_points
+    }
+
+
 def line(span: ReadableSpan, attributes: tuple[str, ...] = ()) -> str:
     words = [span.name]
     if span.kind.name != "CLIENT":

@@ -89,6 +89,7 @@ def test_convention(sql: str, masked: str, summary: str) -> None:
         pytest.param("'C:\\\\temp' = x", "? = x", id="escaped-backslash"),
         pytest.param("a = 'b", "a = ?", id="open-string"),
         pytest.param("a = 'b''", "a = ?", id="open-after-doubled-quote"),
+        pytest.param("a = 'b\\", "a = ?", id="open-after-backslash"),
         pytest.param("a /* b", "a ", id="open-comment"),
         pytest.param("a = $$b'$ c", "a = ?", id="open-dollar-quote"),
         pytest.param("a = `b 1", "a = ?", id="open-back-tick"),
@@ -109,6 +110,7 @@ def test_convention(sql: str, masked: str, summary: str) -> None:
         pytest.param("a::int = b::numeric(5)", "a::int = b::numeric(?)", id="casts"),
         pytest.param("a ->> 'k' @> b || 'x'", "a ->> ? @> b || ?", id="operators"),
         pytest.param("q'[it's]' + 1", "?", id="oracle-quote"),
+        pytest.param("nQ'[it's]' + 1", "?", id="oracle-national-quote"),
         pytest.param("\u0663 + 1", "? + ?", id="digits-of-other-scripts"),
         pytest.param("", "", id="empty"),
     ],
@@ -166,6 +168,7 @@ def test_masked_everywhere(system: str, sql: str, masked: str) -> None:
         pytest.param("a = $1 + $12.50", {
             "postgresql": "a = $1 + $12?", "microsoft.sql_server": "a = $? + $?",
         }, id="dollar-numbers"),
+        pytest.param("$1$2", {"postgresql": "$1$2", "microsoft.sql_server": "$?$?"}, id="adjacent-placeholders"),
         pytest.param("a[1:2] = :3", {
             "postgresql": "a[?:?] = :?", "oracle.db": "a[?:2] = :3", "other_sql": "a[?:?] = :?",
         }, id="numbered-placeholder"),
@@ -231,6 +234,10 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
         pytest.param("VALUES (1), (2)", "VALUES", id="values"),
         pytest.param("LOCK TABLE t", "LOCK", id="lock"),
         pytest.param("GRANT SELECT, INSERT ON t TO u", "GRANT", id="grant"),
+        pytest.param("GRANT INSERT, SELECT ON t TO u", "GRANT", id="grant-more"),
+        pytest.param("LOAD DATA INFILE 'x' INTO TABLE t", "LOAD", id="load"),
+        pytest.param("SET join x", "SET", id="keywords-of-others"),
+        pytest.param("`x` = 1", "", id="name-first"),
         pytest.param("COPY t (a) FROM '/tmp/x'", "COPY t", id="copy"),
         pytest.param("COPY (SELECT a FROM t) TO '/tmp/x'", "COPY SELECT t", id="copy-query"),
         pytest.param("CALL p(1)", "CALL p", id="call"),
@@ -256,9 +263,11 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
         pytest.param("SELECT REPLACE(a, b), (REPLACE (a, b)), TRUNCATE(1, 2) FROM t", "SELECT t", id="functions"),
         pytest.param("INSERT INTO t (call, replace) VALUES (1, 2)", "INSERT t", id="column-list"),
         pytest.param("SELECT t.select, a AS update, b AS select FROM t", "SELECT t", id="columns-of-a-query"),
+        pytest.param("SELECT (a) replace, count(*) call FROM t WHERE (copy IS NULL)", "SELECT t", id="aliases"),
+        pytest.param("SELECT t./* a */select, t./* b */from, c FROM t", "SELECT t", id="comment-after-dot"),
         pytest.param("MERGE INTO t USING s ON t.a = s.a WHEN MATCHED THEN UPDATE SET a = 1 "
                      "WHEN NOT MATCHED THEN INSERT (a) VALUES (1)", "MERGE t s", id="merge"),
-        pytest.param("SELECT :select, %(update)s, @from FROM t", "SELECT t", id="placeholders"),
+        pytest.param("SELECT :select, %(select)s, @select FROM %s", "SELECT", id="placeholders"),
         # Definitions
         pytest.param("CREATE TEMPORARY TABLE IF NOT EXISTS t (a int)", "CREATE TABLE t", id="temporary"),
         pytest.param("CREATE TABLE t AS SELECT a FROM x", "CREATE TABLE t SELECT x", id="create-as"),
@@ -267,11 +276,15 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
         pytest.param("DROP TABLE IF EXISTS s.a, s.b CASCADE", "DROP TABLE s.a", id="drop"),
         pytest.param("ALTER TABLE ONLY t DROP COLUMN a", "ALTER TABLE t", id="alter-only"),
         pytest.param("CREATE EXTENSION IF NOT EXISTS pgcrypto", "CREATE EXTENSION pgcrypto", id="extension"),
+        pytest.param("CREATE DEFINER=CURRENT_USER() TRIGGER a BEFORE INSERT ON b FOR EACH ROW DELETE FROM c",
+                     "CREATE TRIGGER a", id="trigger"),
         pytest.param("CREATE UNHEARD OF thing", "CREATE", id="unknown-object"),
         # Targets
         pytest.param("SELECT * FROM \"song list\", 'artists'", "SELECT \"song list\" 'artists'", id="quoted-names"),
         pytest.param("SELECT * FROM 'two words', '7', 'a/b'", "SELECT", id="strings-are-no-names"),
-        pytest.param("SELECT * FROM `a`.`b` JOIN c . d", "SELECT `a`.`b` c.d", id="qualified"),
+        pytest.param("SELECT * FROM `a`.`b` JOIN c . d, e.\"f\"", "SELECT `a`.`b` c.d e.\"f\"", id="qualified"),
+        pytest.param("UPDATE 'a', 'b' SET c = 'd'; SELECT e INTO 'f'", "UPDATE SELECT", id="strings-elsewhere"),
+        pytest.param("SELECT a INTO b, c FROM d", "SELECT b d", id="select-into"),
         pytest.param("SELECT * FROM a AS x, LATERAL (SELECT 1) AS y, ONLY b", "SELECT a SELECT b", id="list"),
         pytest.param("SELECT * FROM (a JOIN b USING (id)), c", "SELECT a b c", id="joined-tables"),
         pytest.param("SELECT * FROM a JOIN b ON a.x = b.x AND a.y IN (1, 2), c WHERE x IN (y, z)", "SELECT a b c",
@@ -279,6 +292,8 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
         pytest.param("SELECT EXTRACT(YEAR FROM ts), SUBSTRING(x FROM 2), a IS DISTINCT FROM b FROM t", "SELECT t",
                      id="other-froms"),
         pytest.param("SELECT a FROM order ORDER BY b, c", "SELECT order", id="keyword-as-name"),
+        pytest.param("SELECT a FROM values JOIN b ON first = last, c", "SELECT values b c", id="keywords-as-names"),
+        pytest.param("SELECT a FROM t USE INDEX FOR JOIN (ix)", "SELECT t", id="index-for-join"),
         pytest.param("UPDATE a SET x = 1 FROM b WHERE EXISTS (SELECT 1 FROM c)", "UPDATE a b SELECT c",
                      id="update-from"),
         pytest.param("UPDATE OR IGNORE a SET x = 1", "UPDATE a", id="update-or-ignore"),
@@ -288,6 +303,7 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
         pytest.param("INSERT OR REPLACE INTO t VALUES (1)", "INSERT t", id="insert-or-replace"),
         pytest.param("WITH x AS (DELETE FROM a RETURNING *) INSERT INTO b SELECT * FROM x",
                      "DELETE a INSERT b SELECT x", id="with"),
+        pytest.param("WITH x AS MATERIALIZED (DELETE/* a */FROM a) SELECT 1", "DELETE a SELECT", id="with-comment"),
         pytest.param("SELECT /*+ hint */ a FROM /* b */ t", "SELECT t", id="comments"),
         pytest.param("UPDATE /*+ hint */ t SET a = 1", "UPDATE t", id="hint"),
         pytest.param("SELECT * FROM `/etc/passwd`, `a;b`, `a--b`, ``, ` `, `a\nb`, `a  b`, `c`", "SELECT `c`",
@@ -299,6 +315,7 @@ def test_double_quotes_in_doubt(system: str, sql: str, masked: str) -> None:
                      "INSERT t SELECT u", id="insert-values-in-with"),
         pytest.param("INSERT INTO t SELECT a FROM (VALUES (1)) AS v JOIN u ON a = b", "INSERT t SELECT u",
                      id="insert-values-and-table"),
+        pytest.param("INSERT INTO t SELECT (VALUES (1))", "INSERT t SELECT", id="insert-value"),
         pytest.param("INSERT INTO t SELECT 1; SELECT a FROM (VALUES (1)) AS v", "INSERT t SELECT SELECT",
                      id="no-row-source"),
     ],
@@ -321,6 +338,7 @@ def test_summary(sql: str, summary: str) -> None:
                      id="top"),
         pytest.param("microsoft.sql_server", "IF EXISTS (SELECT 1 FROM a) UPDATE b SET x = 1",
                      "IF SELECT a UPDATE b", id="if"),
+        pytest.param("oracle.db", "SELECT * FROM v$x#y", "SELECT v$x#y", id="hash-in-a-name"),
         pytest.param("mysql", "UPDATE a, b SET a.x = b.x", "UPDATE a b", id="update-of-several"),
         pytest.param("postgresql", 'SELECT "a;b"."c" FROM "t" "u", "Select"', 'SELECT "t" "Select"', id="keyword"),
     ],
@@ -339,6 +357,7 @@ def test_summary_by_system(system: str, sql: str, summary: str) -> None:
         pytest.param("select 1", "select", id="case"),
         pytest.param("WITH x AS (SELECT 1) INSERT INTO t SELECT 2", "SELECT", id="first"),
         pytest.param("Create  Temp\nTable t (a int)", "Create Table", id="two-words"),
+        pytest.param("CREATE TABLE user (a int)", "CREATE TABLE", id="named-like-an-object"),
     ],
 )
 def test_operation(sql: str, operation: str) -> None:
@@ -375,6 +394,7 @@ def test_summary_is_cut_between_tokens(targets: list[str], summary: str) -> None
         pytest.param("a = $$secret$$", 4, "a = ?", id="dollar-quote"),
         pytest.param("a = `secret`", 3, "a = ?", id="name"),
         pytest.param("a = secret", 3, "a = ?", id="word"),
+        pytest.param("a = secret, b", 6, "a = ?", id="more"),
         pytest.param("a = /* secret */", 3, "a = ", id="comment"),
         pytest.param("a -- secret", 3, "a ", id="line-comment"),
         pytest.param("a = E'secret'", 8, "a = ?", id="prefix"),
@@ -548,7 +568,7 @@ def test_no_literal_survives_the_limit(sql: str, limit: int) -> None:
 
 
 @pytest.mark.parametrize(("way", "system"), READERS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_masked_text_stays(way: str, system: str, data: st.DataObject) -> None:
     """

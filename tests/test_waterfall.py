@@ -135,7 +135,7 @@ POST /orders          ███████████████████�
 │  └─ INSERT line              ▐███████████▉      8.00 ms  ×500 INSERT INTO line (order_id, product…
 └─ ✗ INSERT customer                         ▕▋   0.50 ms  INSERT INTO customer (email) VALUES (?)
      2067: UNIQUE constraint failed: customer.email
-"""  # noqa: RUF001
+"""
     assert drawn == picture
 
 

@@ -1,0 +1,112 @@
+"""
+Make the instruments, once there is a MeterProvider.
+
+Source: OpenTelemetry semantic conventions v1.44.0, docs/db/database-metrics.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from opentelemetry import metrics
+from opentelemetry.semconv.metrics.db_metrics import DB_CLIENT_OPERATION_DURATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
+
+    Callback = Callable[[CallbackOptions], Iterable[Observation]]
+
+DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+
+
+class Instruments:
+    """
+    The instruments of one meter.
+
+    Args:
+        meter: Where they are made.
+        observed: What is asked at each collection: the callback of each observable instrument, by its name.
+    """
+
+    def __init__(self, meter: metrics.Meter, observed: Mapping[str, Callback]) -> None:
+        self.duration = meter.create_histogram(
+            DB_CLIENT_OPERATION_DURATION,
+            unit="s",
+            description="Duration of database client operations.",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self.create_time = _pool_histogram(meter, "create_time", "The time it took to create a new connection.")
+        self.wait_time = _pool_histogram(
+            meter, "wait_time", "The time it took to obtain an open connection from the pool."
+        )
+        self.use_time = _pool_histogram(
+            meter, "use_time", "The time between borrowing a connection and returning it to the pool."
+        )
+        self.timeouts = meter.create_counter(
+            "db.client.connection.timeouts",
+            unit="{timeout}",
+            description="The number of connection requests that timed out.",
+        )
+        for name, (unit, description) in _OBSERVED.items():
+            meter.create_observable_up_down_counter(
+                f"db.client.connection.{name}", [observed[name]], unit=unit, description=description
+            )
+
+
+_OBSERVED = {
+    "count": ("{connection}", "The number of connections in the state that the attribute tells."),
+    "idle.max": ("{connection}", "The maximum number of idle open connections allowed."),
+    "idle.min": ("{connection}", "The minimum number of idle open connections allowed."),
+    "max": ("{connection}", "The maximum number of open connections allowed."),
+    "pending_requests": ("{request}", "The number of requests waiting for an open connection."),
+}
+
+
+def _pool_histogram(meter: metrics.Meter, name: str, description: str) -> metrics.Histogram:
+    return meter.create_histogram(
+        f"db.client.connection.{name}",
+        unit="s",
+        description=description,
+        explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+    )
+
+
+class Metrics:
+    """
+    Give the instruments as soon as there is a MeterProvider, which the application may set at any time.
+
+    Args:
+        enabled: What the configuration says.
+        meter_provider: Where metrics go; the global one if None.
+        version: The agent's.
+        observed: The callbacks of the observable instruments.
+    """
+
+    def __init__(
+        self, *, enabled: bool, meter_provider: MeterProvider | None, version: str, observed: Mapping[str, Callback]
+    ) -> None:
+        self._enabled = enabled
+        self._meter_provider = meter_provider
+        self._version = version
+        self._observed = observed
+        self._lock = threading.Lock()
+        self._instruments: Instruments | None = None
+
+    def instruments(self) -> Instruments | None:
+        """
+        Return the instruments; None while nothing would come of them.
+        """
+        if self._instruments is not None or not self._enabled:
+            return self._instruments
+        provider = self._meter_provider or metrics.get_meter_provider()
+        # The API's own providers stand for one that is still to come, or for none at all.
+        if type(provider).__module__.startswith("opentelemetry.metrics"):
+            return None
+        with self._lock:
+            if self._instruments is None:
+                meter = provider.get_meter("otel_async_sqla_agent", self._version)
+                self._instruments = Instruments(meter, self._observed)
+        return self._instruments
