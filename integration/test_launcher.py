@@ -122,8 +122,10 @@ BAD_VALUES = {
     "OTEL_ASYNC_SQLA_SPANS": "selects",
     "OTEL_ASYNC_SQLA_QUERY_TEXT": "no",
     "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH": "two thousand",
+    "OTEL_ASYNC_SQLA_MIN_DURATION_MS": "fast",
     "OTEL_ASYNC_SQLA_REQUIRE_PARENT": "maybe",
     "OTEL_ASYNC_SQLA_EXCLUDE": "(",
+    "OTEL_ASYNC_SQLA_METRICS": "some",
 }
 
 

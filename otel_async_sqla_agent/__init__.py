@@ -28,6 +28,7 @@ def instrument(
     spans: Iterable[str] | str | None = None,
     query_text: str | None = None,
     query_max_length: int | None = None,
+    min_duration_ms: float | None = None,
     require_parent: bool | None = None,
     exclude: str | None = None,
     metrics: bool | None = None,
@@ -45,6 +46,7 @@ def instrument(
         spans: Which calls make spans: `statement`, `connect`, `transaction`; or `none`.
         query_text: `auto`, `masked`, `raw` or `off`.
         query_max_length: The most characters of SQL text in a span.
+        min_duration_ms: Shorter successful statements make no span.
         require_parent: Whether statements without a parent span make none.
         exclude: A regular expression; statements that it is found in make no span.
         metrics: Whether there are metrics.
@@ -58,6 +60,7 @@ def instrument(
         "SPANS": spans,
         "QUERY_TEXT": query_text,
         "QUERY_MAX_LENGTH": query_max_length,
+        "MIN_DURATION_MS": min_duration_ms,
         "REQUIRE_PARENT": require_parent,
         "EXCLUDE": exclude,
         "METRICS": metrics,
@@ -80,7 +83,7 @@ def _as_text(value: Any) -> str:
     """
     Write an option as its environment variable has it, so that there is one parser.
     """
-    if isinstance(value, (str, bool, int)):
+    if isinstance(value, (str, bool, int, float)):
         return str(value)
     value = getattr(value, "value", value)  # an enum's member
     return value if isinstance(value, str) else ",".join(value)

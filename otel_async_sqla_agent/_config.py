@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TypeVar
 from .environment_variables import (
     OTEL_ASYNC_SQLA_EXCLUDE,
     OTEL_ASYNC_SQLA_METRICS,
+    OTEL_ASYNC_SQLA_MIN_DURATION_MS,
     OTEL_ASYNC_SQLA_MODE,
     OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH,
     OTEL_ASYNC_SQLA_QUERY_TEXT,
@@ -80,6 +82,7 @@ class Config:
     spans: frozenset[SpanType] = frozenset({SpanType.STATEMENT, SpanType.CONNECT})
     query_text: QueryText = QueryText.AUTO
     query_max_length: int = 2048
+    min_duration_ms: float = 0
     require_parent: bool = False
     exclude: re.Pattern[str] | None = None
     metrics: bool = True
@@ -97,6 +100,9 @@ class Config:
             query_text=read(OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text),
             query_max_length=read(
                 OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH, _length, "a whole number from 1", cls.query_max_length
+            ),
+            min_duration_ms=read(
+                OTEL_ASYNC_SQLA_MIN_DURATION_MS, _milliseconds, "a number of milliseconds", cls.min_duration_ms
             ),
             require_parent=read(OTEL_ASYNC_SQLA_REQUIRE_PARENT, _boolean, "true, false", cls.require_parent),
             exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
@@ -146,6 +152,13 @@ def _length(value: str) -> int:
     if length < 1:
         raise ValueError(value)
     return length
+
+
+def _milliseconds(value: str) -> float:
+    milliseconds = float(value)
+    if not 0 <= milliseconds < math.inf:
+        raise ValueError(value)
+    return milliseconds
 
 
 def _boolean(value: str) -> bool:

@@ -261,6 +261,7 @@ class EngineState:
             self._guard.failed(failure)
         bracket.close()
         try:
+            self._core.start_if_slow(bracket, facts)
             if bracket.span is None and facts is not None and bracket.if_it_fails is not None:
                 name, start_time = bracket.if_it_fails
                 self._core.start_call(bracket, self._target, name, start_time=start_time)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from contextvars import ContextVar, Token
-from time import perf_counter
+from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry import context, trace
@@ -65,6 +65,19 @@ class StatementFacts(NamedTuple):
     metric_summary: str
 
 
+class _Unstarted(NamedTuple):
+    """
+    A span that may be started afterwards, with its true start.
+    """
+
+    since: float
+    tracer: Tracer
+    name: str
+    attributes: Attributes
+    parent: Context
+    start_time: int
+
+
 class Bracket:
     """
     One open call.
@@ -73,7 +86,7 @@ class Bracket:
     lives on in its callbacks and background tasks.
     """
 
-    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "measured", "span")
+    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "if_it_is_slow", "measured", "span")
 
     def __init__(self) -> None:
         self.active = True
@@ -85,6 +98,10 @@ class Bracket:
         self.if_it_fails: tuple[str, int] | None = None
         """
         Name and start time of the span that is made only if the call fails.
+        """
+        self.if_it_is_slow: _Unstarted | None = None
+        """
+        The span that is made only if the statement takes long enough, or fails.
         """
         self.measured: tuple[float, Attributes, str] | None = None
         """
@@ -140,6 +157,7 @@ class StatementCore:
         self.config = config
         self._metrics = metrics
         self._metric_summaries: set[str] = set()
+        self._min_duration = config.min_duration_ms / 1000
         self._statements = SpanType.STATEMENT in config.spans
         self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
         self._provider_checked = not global_provider
@@ -190,7 +208,10 @@ class StatementCore:
             attributes[DB_OPERATION_BATCH_SIZE] = batch_size
         if more:
             attributes.update(more)
-        bracket.attach(_start_span(target.tracer, facts.name, attributes, parent), parent)
+        if self._min_duration:
+            bracket.if_it_is_slow = _Unstarted(perf_counter(), target.tracer, facts.name, attributes, parent, time_ns())
+        else:
+            bracket.attach(_start_span(target.tracer, facts.name, attributes, parent), parent)
 
     def start_call(
         self, bracket: Bracket, target: Target, name: str, *, current: bool = False, start_time: int | None = None
@@ -229,6 +250,14 @@ class StatementCore:
         if not self.config.spans or _suppressed(parent) or not self._wanted(parent):
             return None
         return target.tracer.start_span(name, parent, SpanKind.INTERNAL, attributes, start_time=start_time)
+
+    def start_if_slow(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+        """
+        Start the span that waited for the statement's end, if it took long enough or failed.
+        """
+        late = bracket.if_it_is_slow
+        if late is not None and (error is not None or perf_counter() - late.since >= self._min_duration):
+            bracket.span = _start_span(late.tracer, late.name, late.attributes, late.parent, late.start_time)
 
     def record_duration(self, bracket: Bracket, error: ErrorFacts | None) -> None:
         """

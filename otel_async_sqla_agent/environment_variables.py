@@ -26,6 +26,11 @@ OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH = "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH"
 How many characters of SQL text a span may have (default 2048); longer text is cut after masking.
 """
 
+OTEL_ASYNC_SQLA_MIN_DURATION_MS = "OTEL_ASYNC_SQLA_MIN_DURATION_MS"
+"""
+Shorter successful statements make no span (default 0, all do); metrics stay complete.
+"""
+
 OTEL_ASYNC_SQLA_REQUIRE_PARENT = "OTEL_ASYNC_SQLA_REQUIRE_PARENT"
 """
 `true`: no span without a parent span (default `false`).

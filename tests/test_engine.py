@@ -643,6 +643,28 @@ def test_query_text(options: dict[str, Any], expected: str | None, agent: Any, r
     assert expected == recording.ended[-1].attributes.get("db.query.text")
 
 
+def test_min_duration(agent: Any, recording: Recording) -> None:
+    """
+    With MIN_DURATION_MS only slow and failing statements make a span, with the true start and the caller as parent.
+    """
+    agent(spans="statement", min_duration_ms=20)
+
+    async def main() -> None:
+        engine = create_async_engine(MEMORY)
+        with recording.tracer.start_as_current_span("caller"):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                await connection.execute(text(SLOW))
+                with pytest.raises(OperationalError):
+                    await connection.execute(text("SELECT * FROM nowhere"))
+        await engine.dispose()
+
+    run(main())
+    assert [["caller INTERNAL", ["SELECT SELECT n SELECT n"], ["SELECT nowhere ERROR"]]] == recording.tree()
+    slow = recording.started[1]
+    assert slow.end_time - slow.start_time >= 20e6
+
+
 def test_suppress_instrumentation(agent: Any, recording: Recording) -> None:
     """
     OpenTelemetry's own switch, with which exporters silence themselves, is honoured.

@@ -60,6 +60,7 @@ def test_duration(measured: Any, reader: InMemoryMetricReader) -> None:
         pytest.param({"spans": "none"}, id="no-spans"),
         pytest.param({"exclude": "select"}, id="excluded"),
         pytest.param({"require_parent": True}, id="no-parent"),
+        pytest.param({"min_duration_ms": 60_000}, id="too-fast"),
         pytest.param({"provider": Recording(ALWAYS_OFF).provider}, id="unsampled"),
     ],
 )
