@@ -65,11 +65,16 @@ def _held() -> Held:
 
 
 def _instrument() -> None:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
 
     import otel_async_sqla_agent
 
-    otel_async_sqla_agent.instrument(tracer_provider=TracerProvider(shutdown_on_exit=False))
+    otel_async_sqla_agent.instrument(
+        tracer_provider=TracerProvider(shutdown_on_exit=False),
+        meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
+    )
 
 
 def _drop_engines() -> Iterator[Held]:

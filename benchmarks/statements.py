@@ -21,9 +21,9 @@ from integration.processes import ROOT, environ
 # The same variant differs from process to process by some percent (hash seed, memory layout), which no number of
 # rounds evens out; so there are several sessions, each with processes of its own.
 SESSIONS = 8
-SESSION_SECONDS = 10  # without its start; some 400 rounds of each variant
+SESSION_SECONDS = 10  # without its start; some 300 rounds of each variant
 
-_SAMPLED = ["manual sampled", "agent sampled", "contrib sampled", "contrib launched"]
+_SAMPLED = ["manual sampled", "agent sampled", "agent measured", "contrib sampled", "contrib launched"]
 _UNSAMPLED = ["manual unsampled", "agent unsampled"]
 VARIANTS = ["bare", *_SAMPLED, *_UNSAMPLED]
 
@@ -31,6 +31,7 @@ _CONTRIB = f"contrib {version('opentelemetry-instrumentation-sqlalchemy')} on SQ
 _NAMES = {
     "manual sampled": "+ hand-written span",
     "agent sampled": "+ agent",
+    "agent measured": "+ agent, with a MeterProvider too",
     "contrib sampled": f"+ {_CONTRIB}",
     "contrib launched": "+ the same, two spans as under opentelemetry-instrument",
     "manual unsampled": "+ hand-written span, unsampled",
@@ -39,7 +40,7 @@ _NAMES = {
 _RATIOS = [
     ("agent sampled", "manual sampled", 1.1),
     ("agent unsampled", "manual unsampled", 1.2),
-    ("agent sampled", "contrib sampled", 0.5),
+    ("agent sampled", "agent measured", "contrib sampled", 0.5),
     ("agent sampled", "contrib launched", None),
 ]
 

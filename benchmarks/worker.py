@@ -15,6 +15,8 @@ import sys
 import time
 from typing import Any
 
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, Tracer
@@ -66,7 +68,9 @@ def instrument(variant: str, provider: TracerProvider) -> None:
     if variant.startswith("agent"):
         import otel_async_sqla_agent
 
-        otel_async_sqla_agent.instrument(mode="engine", tracer_provider=provider)
+        meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+        metrics = {"meter_provider": meters} if variant == "agent measured" else {}
+        otel_async_sqla_agent.instrument(mode="engine", tracer_provider=provider, **metrics)
     if variant.startswith("contrib"):
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import declarative_base
 
 from tests.conftest import run
-from tests.recording import Recording
+from tests.recording import Recording, database_attributes
 
 SQLALCHEMY_2 = not sqlalchemy.__version__.startswith("1.")
 
@@ -161,7 +161,34 @@ def test_attributes(postgresql: str, agent: Any, recording: Recording) -> None:
     }
     if url.port:
         expected["server.port"] = url.port
-    assert expected == dict(recording.ended[-1].attributes)
+    assert expected == database_attributes(recording.ended[-1])
+    assert "canary" not in "".join(span.to_json() for span in recording.ended)
+
+
+def test_old_attributes(postgresql: str, agent: Any, recording: Recording) -> None:
+    """
+    The old names say the same, and the user's name, never the password.
+    """
+    agent("")
+
+    async def main() -> None:
+        engine = create_async_engine(make_url(postgresql).set(password="canary"))
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 'canary'"))
+        await engine.dispose()
+
+    run(main())
+    url = make_url(postgresql)
+    expected = {
+        "db.system": "postgresql",
+        "db.name": url.database,
+        "db.user": url.username,
+        "net.peer.name": url.host or url.query["host"],
+        "net.peer.port": url.port,
+        "db.statement": "SELECT ?",
+        "db.operation": "SELECT",
+    }
+    assert {key: value for key, value in expected.items() if value} == database_attributes(recording.ended[-1])
     assert "canary" not in "".join(span.to_json() for span in recording.ended)
 
 
@@ -187,6 +214,9 @@ def test_error_without_values(postgresql: str, schema: Schema, agent: Any, recor
         await fail(engine, text("SELECT 1 'canary'"))
         await fail(engine, text("SELECT CAST(:x AS integer)"), {"x": "canary"})
         await fail(engine, insert(schema.user), [{"name": "canary" * 50}])
+        await fail(
+            engine, text("DO 'BEGIN RAISE EXCEPTION ''canary is locked'' USING ERRCODE = ''check_violation''; END'")
+        )
         await engine.dispose()
 
     run(main())
@@ -196,6 +226,7 @@ def test_error_without_values(postgresql: str, schema: Schema, agent: Any, recor
         ("42601", "syntax error at or near ?"),
         ("22000", "invalid input for query argument $?"),
         ("22001", "value too long for type character varying(?)"),
+        ("23514", None),
     ]
     assert "canary" not in "".join(span.to_json() for span in recording.ended)
 

@@ -86,15 +86,25 @@ def _as_text(value: Any) -> str:
     if isinstance(value, (str, bool, int, float)):
         return str(value)
     value = getattr(value, "value", value)  # an enum's member
-    return value if isinstance(value, str) else ",".join(value)
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return str(value)
+    return ",".join(str(getattr(item, "value", item)) for item in value) or "none"
+
+
+def _version() -> str:
+    from importlib_metadata import PackageNotFoundError, version
+
+    try:
+        return str(version("otel-async-sqla-agent"))
+    except PackageNotFoundError:  # vendored or frozen, without its metadata
+        return "unknown"
 
 
 def __getattr__(name: str) -> Any:
     # Nothing is imported before it is asked for: this package is imported in every process of the launcher.
     if name == "__version__":
-        from importlib_metadata import version
-
-        return version("otel-async-sqla-agent")
+        globals()[name] = _version()
+        return globals()[name]
     if name == "Mode":
         from ._config import Mode
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from .environment_variables import OTEL_ASYNC_SQLA_MODE
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
+    from typing import TypeGuard
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Tracer, TracerProvider
@@ -49,6 +51,9 @@ class Agent:
         self._meter_provider = meter_provider
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._contrib: ContribSQLAlchemy | None = None
+        self._lock = threading.RLock()
+        self._active = True
+        self._announced = False
         self._failed = False
         self._undo: list[Callable[[], None]] = []
 
@@ -73,21 +78,30 @@ class Agent:
         """
         from ._contrib import ContribSQLAlchemy
 
-        self._contrib = ContribSQLAlchemy(module, self.instrument_engine)
-        self._undo.append(self._contrib.uninstall)
-        for engine in list(self._engines):
-            self._take_over(engine)
+        with self._lock:
+            self._contrib = ContribSQLAlchemy(module, self.instrument_engine)
+            self._undo.append(self._contrib.uninstall)
+            for engine in list(self._engines):
+                self.instrument_engine(engine)
 
-    def instrument_engine(self, sync_engine: Engine, tracer_provider: TracerProvider | None = None) -> None:
+    def instrument_engine(
+        self,
+        sync_engine: Engine,
+        tracer_provider: TracerProvider | None = None,
+        contrib_tracer: Tracer | None = None,
+    ) -> None:
         """
         Instrument an engine, once; never raises.
 
         Args:
             sync_engine: The engine behind an `AsyncEngine`.
             tracer_provider: Where the spans of this engine go, if not where all go.
+            contrib_tracer: What contrib would have used for it; it leads to a provider that is not known otherwise.
         """
         try:
-            self._instrument_engine(sync_engine, tracer_provider)
+            with self._lock:
+                if self._active:
+                    self._instrument_engine(sync_engine, tracer_provider, contrib_tracer)
         except Exception:
             if not self._failed:
                 _logger.exception("otel-async-sqla-agent could not instrument an engine; it works without spans")
@@ -97,8 +111,13 @@ class Agent:
         """
         Give back all that was replaced, the last first.
         """
-        while self._undo:
-            self._undo.pop()()
+        with self._lock:
+            self._active = False
+            while self._undo:
+                try:
+                    self._undo.pop()()
+                except Exception:
+                    _logger.exception("otel-async-sqla-agent could not give something back")
 
     @functools.cached_property
     def _layer(self) -> EngineLayer:
@@ -124,25 +143,32 @@ class Agent:
         self._undo.append(layer.uninstrument)
         return layer
 
-    def _instrument_engine(self, sync_engine: Engine, tracer_provider: TracerProvider | None) -> None:
-        first = not self._engines
-        if self._layer.instrument(sync_engine, self._tracer(self._tracer_provider)) and first:
+    def _instrument_engine(
+        self, sync_engine: Engine, tracer_provider: TracerProvider | None, contrib_tracer: Tracer | None
+    ) -> None:
+        new = self._layer.instrument(sync_engine, self._default_tracer)
+        self._engines.add(sync_engine)
+        if not self._announced:
+            self._announced = True
             self._log_start(sync_engine)
-        if sync_engine not in self._engines:
-            self._engines.add(sync_engine)
-            self._take_over(sync_engine)
+        if self._contrib is not None:
+            contrib_tracer = self._contrib.take_over(sync_engine) or contrib_tracer
+            tracer_provider = tracer_provider or (self._contrib.tracer_provider if new else None)
         if tracer_provider is not None:
             self._layer.use_tracer(sync_engine, self._tracer(tracer_provider))
+        elif self._goes_elsewhere(contrib_tracer):
+            self._layer.use_tracer(sync_engine, contrib_tracer)
 
-    def _take_over(self, sync_engine: Engine) -> None:
+    def _goes_elsewhere(self, contrib_tracer: Tracer | None) -> TypeGuard[Tracer]:
         """
-        Take an engine from contrib, with the tracer of the provider that contrib had been given for it.
+        Tell whether contrib has been given a provider that is not ours, of which we know the tracer alone.
         """
-        tracer = None if self._contrib is None else self._contrib.take_over(sync_engine)
-        destination = getattr(tracer, "span_processor", None)
-        ours = getattr(self._tracer(self._tracer_provider), "span_processor", None)
-        if tracer is not None and destination is not None and destination is not ours:
-            self._layer.use_tracer(sync_engine, tracer)
+        destination = getattr(contrib_tracer, "span_processor", None)
+        return destination is not None and destination is not getattr(self._default_tracer, "span_processor", None)
+
+    @functools.cached_property
+    def _default_tracer(self) -> Tracer:
+        return self._tracer(self._tracer_provider)
 
     def _tracer(self, provider: TracerProvider | None) -> Tracer:
         from opentelemetry import trace
@@ -177,7 +203,12 @@ class Agent:
             self.instrument_engine(instance.sync_engine)
 
         async_engine.__init__ = __init__
-        self._undo.append(lambda: setattr(async_engine, "__init__", original))
+
+        def unwrap() -> None:
+            if async_engine.__init__ is __init__:  # else another tool has put its own over ours
+                async_engine.__init__ = original
+
+        self._undo.append(unwrap)
 
 
 def _warn_of_missing_layer(mode: Mode) -> None:

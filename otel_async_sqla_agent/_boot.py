@@ -8,6 +8,8 @@ costs time waits for the application to import what is instrumented.
 from __future__ import annotations
 
 import os
+import sys
+from _thread import RLock
 
 from ._importhook import ImportHook
 
@@ -29,6 +31,7 @@ _HOOKS = {
 }
 
 _active: _Activation | None = None
+_lock = RLock()
 
 
 class _Activation:
@@ -43,11 +46,12 @@ class _Activation:
         self.hook = ImportHook({module: self._guarded(method) for module, method in _HOOKS.items()})
 
     def agent(self) -> Agent:
-        if self._agent is None:
-            from ._agent import Agent
+        with _lock:
+            if self._agent is None:
+                from ._agent import Agent
 
-            self._agent = Agent(self._environ, **self._providers)
-        return self._agent
+                self._agent = Agent(self._environ, **self._providers)
+            return self._agent
 
     def disarm(self) -> None:
         self.hook.uninstall()
@@ -72,18 +76,23 @@ def activate(options: Mapping[str, str] | None = None, **providers: Any) -> None
         options: Variables that win over the environment's.
         providers: `tracer_provider` and `meter_provider`; the global ones by default.
     """
-    global _active
     try:
-        if _active is not None:
-            _warn_of_lost_options({**(options or {}), **providers})
-            return
-        environ = {key: value for key, value in os.environ.items() if key.startswith("OTEL_")}
-        environ.update(options or {})
-        if not _switched_off(environ):
-            _active = _Activation(environ, providers)
-            _active.hook.install()
+        with _lock:
+            _activate(options or {}, providers)
     except Exception:  # noqa: BLE001 - the launcher would instrument nothing at all
         _log_failure("could not be activated")
+
+
+def _activate(options: Mapping[str, str], providers: Mapping[str, Any]) -> None:
+    global _active
+    if _active is not None:
+        _warn_of_lost_options({**options, **providers})
+        return
+    environ = {key: value for key, value in os.environ.items() if key.startswith("OTEL_")}
+    environ.update(options)
+    if not _switched_off(environ):
+        _active = _Activation(environ, providers)
+        _active.hook.install()
 
 
 def deactivate() -> None:
@@ -91,10 +100,14 @@ def deactivate() -> None:
     Disarm the agent and give everything back that it has replaced. Never raises.
     """
     global _active
-    activation, _active = _active, None
     try:
-        if activation is not None:
-            activation.disarm()
+        with _lock:
+            activation, _active = _active, None
+            if activation is not None:
+                activation.disarm()
+            # The class may have activated us, and has its own memory of it.
+            if (module := sys.modules.get(f"{__package__}._instrumentor")) is not None:
+                module.AsyncSQLAlchemyInstrumentor()._is_instrumented_by_opentelemetry = False
     except Exception:  # noqa: BLE001
         _log_failure("could not be deactivated")
 

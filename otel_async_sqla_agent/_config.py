@@ -144,7 +144,7 @@ def _names(members: type[enum.Enum]) -> str:
 def _spans(value: str) -> frozenset[SpanType]:
     if value.lower() == "none":
         return frozenset()
-    return frozenset(SpanType(item.strip().lower()) for item in value.split(",") if item.strip())
+    return frozenset(SpanType(item.strip().lower()) for item in value.split(","))
 
 
 def _length(value: str) -> int:
@@ -170,7 +170,7 @@ def _boolean(value: str) -> bool:
 def _pattern(value: str) -> re.Pattern[str]:
     try:
         return re.compile(value, re.IGNORECASE)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(value) from error
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from types import MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 from sqlalchemy.engine.base import Engine
@@ -35,13 +37,15 @@ _UNDERSTOOD = {
 }
 
 
-class _Taken(NamedTuple):
+@dataclass
+class _Taken:
     """
     What contrib had of an engine, or would have had.
     """
 
-    listeners: list[tuple[str, Any]]
-    tracers: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]]
+    listeners: list[tuple[str, Any]] = field(default_factory=list)
+    tracers: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    connect: MethodType | None = None
 
 
 class ContribSQLAlchemy:
@@ -50,11 +54,13 @@ class ContribSQLAlchemy:
 
     Args:
         module: `opentelemetry.instrumentation.sqlalchemy`.
-        instrument_engine: What to do with an engine that contrib was given: a function of the sync engine and a
-            TracerProvider or None.
+        instrument_engine: What to do with an engine that contrib was given: a function of the sync engine, the
+            TracerProvider that contrib was given, and contrib's tracer; each of the last two may be None.
     """
 
-    def __init__(self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None], None]) -> None:
+    def __init__(
+        self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None, Tracer | None], None]
+    ) -> None:
         self._engine_tracer: Any = module.EngineTracer
         self._instrumentor: Any = module.SQLAlchemyInstrumentor
         self._instrument_engine = instrument_engine
@@ -65,6 +71,13 @@ class ContribSQLAlchemy:
         self._engine_tracer.__init__ = self._stepping_aside(self._original_init)
         self._instrumentor.instrument = self._listening(self._instrumentor.instrument)
 
+    @property
+    def tracer_provider(self) -> TracerProvider | None:
+        """
+        Return the provider that contrib was given for all engines, also where it has refused SQLAlchemy's version.
+        """
+        return self._tracer_provider
+
     def take_over(self, engine: Engine) -> Tracer | None:
         """
         Take contrib's listeners and its `connect` span off an engine.
@@ -73,14 +86,13 @@ class ContribSQLAlchemy:
             The tracer that contrib used for the engine up to now, if it did.
         """
         tracer = None
-        connect = _connect_without_contrib(type(engine))
-        if connect is not None:
-            engine.__dict__["connect"] = MethodType(connect, engine)
-        taken = self._taken.setdefault(engine, _Taken([], []))
+        taken = self._taken.setdefault(engine, _Taken())
+        self._bypass_connect(engine)
         for entry in list(self._engine_tracer._remove_event_listener_params):
             target, identifier, listener = entry
             if target() is engine:
-                event.remove(engine, identifier, listener)
+                if event.contains(engine, identifier, listener):  # contrib may note one twice that is there once
+                    event.remove(engine, identifier, listener)
                 self._engine_tracer._remove_event_listener_params.remove(entry)
                 taken.listeners.append((identifier, listener))
                 tracer = getattr(getattr(listener, "__self__", None), "tracer", tracer)
@@ -94,7 +106,8 @@ class ContribSQLAlchemy:
         del self._instrumentor.instrument  # the base class has the original
         active = self._instrumentor().is_instrumented_by_opentelemetry
         for engine, taken in list(self._taken.items()):
-            engine.__dict__.pop("connect", None)
+            if engine.__dict__.get("connect") is taken.connect:
+                del engine.__dict__["connect"]
             if active:
                 self._give_back(engine, taken)
         self._taken.clear()
@@ -114,12 +127,38 @@ class ContribSQLAlchemy:
             if not getattr(engine.dialect, "is_async", False):
                 original(engine_tracer, tracer, engine, *args, **kwargs)
                 return
-            self._instrument_engine(engine, self._tracer_provider)
-            taken = self._taken.setdefault(engine, _Taken([], []))
+            self._instrument_engine(engine, self._tracer_provider, tracer)
+            taken = self._taken.setdefault(engine, _Taken())
             taken.tracers.append((engine_tracer, tracer, args, kwargs))
             self._warn_of_lost_options()
 
         return __init__
+
+    def _bypass_connect(self, engine: Engine) -> None:
+        """
+        Give the engine SQLAlchemy's own `connect`, where contrib has wrapped it on the class.
+        """
+        if "connect" in engine.__dict__ or not self._instrumentor().is_instrumented_by_opentelemetry:
+            return
+        connect = _connect_without_contrib(type(engine))
+        if connect is not None:
+            engine.__dict__["connect"] = self._taken[engine].connect = MethodType(connect, engine)
+
+    def _hear(self, instrumentor: Any, options: dict[str, Any]) -> None:
+        provider = options.get("tracer_provider")
+        if not instrumentor.is_instrumented_by_opentelemetry:
+            # A new beginning: what contrib had of engines before, it has given up itself.
+            self._tracer_provider = provider
+            for taken in self._taken.values():
+                taken.listeners.clear()
+                taken.tracers.clear()
+        self._lost_options = sorted(key for key, value in options.items() if value and key not in _UNDERSTOOD)
+        engines = options.get("engines")
+        for engine in (options.get("engine"), *(engines if isinstance(engines, Sequence) else ())):
+            engine = getattr(engine, "sync_engine", engine)
+            if getattr(getattr(engine, "dialect", None), "is_async", False):
+                self._instrument_engine(engine, provider, None)
+                self._warn_of_lost_options()
 
     def _listening(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """
@@ -128,16 +167,15 @@ class ContribSQLAlchemy:
 
         @functools.wraps(original)
         def instrument(instrumentor: Any, **kwargs: Any) -> Any:
-            provider = kwargs.get("tracer_provider")
-            if not instrumentor.is_instrumented_by_opentelemetry:
-                self._tracer_provider = provider
-            self._lost_options = sorted(key for key, value in kwargs.items() if value and key not in _UNDERSTOOD)
-            for engine in (kwargs.get("engine"), *(kwargs.get("engines") or ())):
-                engine = getattr(engine, "sync_engine", engine)
-                if getattr(getattr(engine, "dialect", None), "is_async", False):
-                    self._instrument_engine(engine, provider)
-                    self._warn_of_lost_options()
-            return original(instrumentor, **kwargs)
+            try:
+                self._hear(instrumentor, kwargs)
+            except Exception:
+                _logger.exception("otel-async-sqla-agent could not read the arguments of SQLAlchemyInstrumentor")
+            try:
+                return original(instrumentor, **kwargs)
+            finally:
+                for engine in list(self._taken):
+                    self._bypass_connect(engine)
 
         return instrument
 

@@ -82,8 +82,12 @@ class EngineLayer:
             self._unwrap_connect = _wrap_connect()
         pools = EnginePools(self._core, self._pool_guard, self._metrics, self._registry)
         state = EngineState(self._core, self._guard, pools, sync_engine, tracer)
+        try:
+            state.wrap(dialect)
+        except BaseException:
+            state.unwrap(dialect)
+            raise
         dialect.__dict__[_STATE] = state
-        state.wrap(dialect)
         self._dialects.add(dialect)
         return True
 
@@ -158,7 +162,8 @@ class EngineState:
             **dict.fromkeys(_SILENT_CALLS, _begin_silently),
         }  # fmt: skip
         for name, begin in begins.items():
-            self._replace(dialect, name, functools.partial(self._bracket, begin))
+            if hasattr(dialect, name):  # SQLAlchemy 1.4 got some of them late
+                self._replace(dialect, name, functools.partial(self._bracket, begin))
         if hasattr(dialect, "_deliver_insertmanyvalues_batches"):  # SQLAlchemy 2.0
             self._replace(dialect, "_deliver_insertmanyvalues_batches", self._bracket_batches)
 
@@ -196,11 +201,12 @@ class EngineState:
         """
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            if (outer := open_bracket()) is not None:
+            outer = open_bracket()
+            if outer is not None and outer.owner is self and (outer.batch is None or args[-1] is outer.batch):
                 return self._pass_through(outer, original, args, kwargs)
             if not self._guard.active:
                 return original(*args, **kwargs)
-            bracket = Bracket()
+            bracket = Bracket(self)
             try:
                 self._begin(begin, bracket, args, kwargs)
                 result = original(*args, **kwargs)
@@ -218,10 +224,11 @@ class EngineState:
         """
 
         def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            if open_bracket() is not None or not self._guard.active:
+            outer = open_bracket()
+            if not self._guard.active or (outer is not None and outer.owner is self and outer.batch is None):
                 yield from original(*args, **kwargs)
                 return
-            bracket = Bracket()
+            bracket = Bracket(self)
             try:
                 self._begin(self._begin_batches, bracket, args, kwargs)
                 yield from original(*args, **kwargs)
@@ -259,7 +266,8 @@ class EngineState:
             self._core.record_duration(bracket, facts)
         except Exception as failure:  # noqa: BLE001
             self._guard.failed(failure)
-        bracket.close()
+        finally:
+            bracket.close()
         try:
             self._core.start_if_slow(bracket, facts)
             if bracket.span is None and facts is not None and bracket.if_it_fails is not None:
@@ -302,13 +310,14 @@ class EngineState:
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
         # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.
         statement, parameters, _, context = args[-4:]
+        bracket.batch = context
         self._begin_executemany(bracket, None, statement, parameters, context)
 
     def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
         spans = self._core.config.spans
         if SpanType.TRANSACTION not in spans:
             bracket.if_it_fails = (name, time_ns()) if spans else None
-        elif not _sends_nothing(connection):
+        elif name not in ("COMMIT", "ROLLBACK") or not _sends_nothing(connection):
             self._core.start_call(bracket, self._target, name, current=True)
 
     def _begin_connect(self, bracket: Bracket) -> None:
@@ -340,8 +349,13 @@ def _wrap_connect() -> Callable[[], None]:
             return wrapped(*args, **kwargs)
         return state.connect(dialect, functools.partial(wrapped, *args, **kwargs))
 
-    wrapt.wrap_function_wrapper(_ConnectionRecord, _CONNECT, connect)
-    return functools.partial(setattr, _ConnectionRecord, _CONNECT, original)
+    wrapper = wrapt.wrap_function_wrapper(_ConnectionRecord, _CONNECT, connect)
+
+    def unwrap() -> None:
+        if vars(_ConnectionRecord).get(_CONNECT) is wrapper:  # else another tool has put its own over ours
+            setattr(_ConnectionRecord, _CONNECT, original)
+
+    return unwrap
 
 
 def _parameterised(parameters: Any, context: Any) -> bool:

@@ -5,7 +5,6 @@ Tell what a span says of an exception, without any value that the exception carr
 from __future__ import annotations
 
 import re
-from asyncio import CancelledError
 from typing import NamedTuple
 
 from opentelemetry.semconv.attributes.db_attributes import DB_RESPONSE_STATUS_CODE
@@ -16,12 +15,18 @@ from opentelemetry.trace import Span, Status, StatusCode
 # Values stand in quotes (PostgreSQL: `invalid input syntax for type integer: "abc"`) or are numbers. Servers do not
 # escape a quote inside a value (MySQL: `Duplicate entry 'it's' for key 'x'`), so all from the first quote to the
 # last is masked.
-_QUOTED_OR_NUMBER = re.compile(r"""['"`](?:.*['"`]|.*)|(?<![\w.])[+-]?\d[\w.]*""")
+# Servers that speak other languages than English have other quotes.
+_QUOTE = "['\"`«»‹›„“”‟‚‘’‛「」]"
+_QUOTED_OR_NUMBER = re.compile(rf"{_QUOTE}(?:.*{_QUOTE}|.*)|(?<![\w.])[+-]?\d[\w.]*")
 # After a colon a message is kept only while it is names (SQLite: `UNIQUE constraint failed: users.email`):
 # asyncpg puts the repr of a parameter there.
 _NAMES = re.compile(r"[\w.]+(?:, [\w.]+)*")
 # Raised by the application's own SQL (RAISE EXCEPTION, SIGNAL, RAISE(ABORT)): the message is free text.
 _RAISED_BY_SQL = frozenset({"P0001", "1644", "1811"})
+# What SQLite says itself: Python 3.10 does not tell the code by which RAISE is known.
+_SQLITES_OWN = re.compile(r"[\w ]+ constraint failed|no such |near |unable to open |database |incomplete input")
+# An application's own exception (in a `creator`, a listener) may say anything.
+_DRIVERS = frozenset({"aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg", "psycopg_pool", "pymysql", "sqlite3"})
 
 
 class ErrorFacts(NamedTuple):
@@ -58,8 +63,7 @@ def error_facts(error: BaseException) -> ErrorFacts | None:
     kind = type(original)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     code = _status_code(original)
-    silent = isinstance(original, CancelledError) or code in _RAISED_BY_SQL
-    return ErrorFacts(name, "" if silent else mask_message(original), code)
+    return ErrorFacts(name, _message(original, code), code)
 
 
 def record_error(span: Span, facts: ErrorFacts) -> None:
@@ -79,6 +83,23 @@ def error_attributes(facts: ErrorFacts) -> dict[str, str]:
     if facts.status_code is None:
         return {ERROR_TYPE: facts.type}
     return {ERROR_TYPE: facts.status_code, DB_RESPONSE_STATUS_CODE: facts.status_code}
+
+
+def _message(error: BaseException, code: str | None) -> str:
+    """
+    Return the masked message where it is a driver's or the system's own; else nothing.
+    """
+    driver = type(error).__module__.partition(".")[0]
+    if isinstance(error, OSError) and driver not in _DRIVERS:
+        return error.strerror or ""
+    raised = code in _RAISED_BY_SQL or getattr(error, "server_source_function", None) == "exec_stmt_raise"
+    if driver not in _DRIVERS or raised or (driver == "sqlite3" and code is None and not _is_sqlites_own(error)):
+        return ""
+    return mask_message(error)
+
+
+def _is_sqlites_own(error: BaseException) -> bool:
+    return _SQLITES_OWN.match(str(error)) is not None
 
 
 def mask_message(error: BaseException) -> str:

@@ -49,20 +49,25 @@ class Guard:
         Log the first failure, count each, and switch the layer off at the fifth.
         """
         self._failures += 1
-        if self._failures == 1:
-            _logger.error(
-                "otel-async-sqla-agent: its %s layer failed; the query was not affected. After %d failures "
-                "the layer switches itself off.",
-                self.layer,
-                FAILURE_LIMIT,
-                exc_info=error,
-            )
         if self._failures >= FAILURE_LIMIT:
             self.active = False
+        for tell in (self._log, self._count) if self._failures == 1 else (self._count,):
+            self._tell(tell, error)
+
+    def _tell(self, tell: Callable[[Exception], None], error: Exception) -> None:
         try:
-            self._count(error)
-        except Exception:  # noqa: BLE001, S110 - the metrics SDK may be what fails, and the log has told
+            tell(error)
+        except Exception:  # noqa: BLE001, S110 - the metrics SDK, or a log filter of the application
             pass
+
+    def _log(self, error: Exception) -> None:
+        _logger.error(
+            "otel-async-sqla-agent: its %s layer failed; the query was not affected. After %d failures "
+            "the layer switches itself off.",
+            self.layer,
+            FAILURE_LIMIT,
+            exc_info=error,
+        )
 
     def _count(self, error: Exception) -> None:
         meter = metrics.get_meter("otel_async_sqla_agent", self._version, self._meter_provider)

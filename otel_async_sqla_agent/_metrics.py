@@ -6,7 +6,6 @@ Source: OpenTelemetry semantic conventions v1.44.0, docs/db/database-metrics.md.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from opentelemetry import metrics
@@ -78,6 +77,8 @@ class Metrics:
     """
     Give the instruments as soon as there is a MeterProvider, which the application may set at any time.
 
+    The API's own instruments stand in until then; each knows the real one once there is one.
+
     Args:
         enabled: What the configuration says.
         meter_provider: Where metrics go; the global one if None.
@@ -88,25 +89,17 @@ class Metrics:
     def __init__(
         self, *, enabled: bool, meter_provider: MeterProvider | None, version: str, observed: Mapping[str, Callback]
     ) -> None:
-        self._enabled = enabled
-        self._meter_provider = meter_provider
-        self._version = version
-        self._observed = observed
-        self._lock = threading.Lock()
         self._instruments: Instruments | None = None
+        if enabled:
+            self._instruments = Instruments(
+                metrics.get_meter("otel_async_sqla_agent", version, meter_provider), observed
+            )
 
     def instruments(self) -> Instruments | None:
         """
         Return the instruments; None while nothing would come of them.
         """
-        if self._instruments is not None or not self._enabled:
-            return self._instruments
-        provider = self._meter_provider or metrics.get_meter_provider()
-        # The API's own providers stand for one that is still to come, or for none at all.
-        if type(provider).__module__.startswith("opentelemetry.metrics"):
+        instruments = self._instruments
+        if instruments is None or getattr(instruments.duration, "_real_instrument", instruments) is None:
             return None
-        with self._lock:
-            if self._instruments is None:
-                meter = provider.get_meter("otel_async_sqla_agent", self._version)
-                self._instruments = Instruments(meter, self._observed)
-        return self._instruments
+        return instruments

@@ -158,7 +158,6 @@ class EnginePools:
         self.limits = _limits(pool)
         self.attributes = {_POOL_NAME: self._registry.add(self, pool.logging_name or default_name)}
         self.wrap(pool)
-        self.instruments()  # what is observed is there from the engine's first moment
 
     def wrap(self, pool: Pool) -> None:
         """

@@ -178,7 +178,6 @@ _AFTER_VERB = _BEFORE_TABLE | _words(
 )
 _NO_NAMES = _words("DUMPFILE FIRST IMMEDIATE LAST OUTFILE")  # `NTH_VALUE(…) FROM FIRST`, `INTO OUTFILE "…"`
 
-_NAME_AHEAD = re.compile(r"\s+[\w\"`\[#]|\s*/\*")
 _STRING_AS_NAME = re.compile(r"'[^\W\d]\w*'")
 _OUTER_BLANK = re.compile(r"(\"[^\"]*\"|`[^`]*`|\[[^\]]*\])|\s+")
 _NOT_LISTED = re.compile(r"[/\\;]|--|  ")
@@ -219,7 +218,7 @@ class _Summary:
         if kind == "line":
             return ""
         if kind == "name" and text.upper() not in ("TRUE", "FALSE"):
-            self._word(token)
+            self._word(text)
         elif kind == "maybe" and (level.skips is not None or self._previous == "."):
             self._name(text)
         elif kind in ("mark", "other"):
@@ -260,11 +259,11 @@ class _Summary:
             self._end_statement()
         level.skips = _BEFORE_TABLE if text == "," and level.lists else None
 
-    def _word(self, token: re.Match[str]) -> None:
-        text, word, level = token[0], token[0].upper(), self._levels[-1]
+    def _word(self, text: str) -> None:
+        word, level = text.upper(), self._levels[-1]
         if self._previous == ".":
             word = "name"
-        elif self._opens(word, token):
+        elif self._opens(word):
             inserts = level.verb == "INSERT" and word == "SELECT"
             self._parts.append(text)
             self._levels[-1] = _Level(word, row_source=len(self._parts) if inserts else -1)
@@ -288,7 +287,7 @@ class _Summary:
             level.reads = False  # `FOR SYSTEM_TIME FROM …` brings a date
         self._previous = word
 
-    def _opens(self, word: str, token: re.Match[str]) -> bool:
+    def _opens(self, word: str) -> bool:
         """
         Return whether a word is an operation, and not a column, a function or part of another clause.
         """
@@ -297,9 +296,7 @@ class _Summary:
             return True
         if word == "SELECT":
             return previous not in (",", "DENY", "GRANT", "REVOKE") and not (previous == "AS" and level.reads)
-        if word not in _VERBS or level.verb == "(" or level.reads or previous not in ("(", ")", "AS"):
-            return False
-        return bool(_NAME_AHEAD.match(token.string, token.end()))
+        return word in _VERBS and previous in ("(", ")", "AS") and level.verb != "(" and not level.reads
 
     def _first(self, word: str, text: str) -> None:
         """

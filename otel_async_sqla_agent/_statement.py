@@ -25,6 +25,8 @@ from ._semconv import Attributes, Database, database_attributes, metric_attribut
 from ._sql import READ_LIMIT, read_sql
 
 if TYPE_CHECKING:
+    from opentelemetry.metrics import Histogram
+
     from ._metrics import Metrics
 
 _logger = logging.getLogger("otel_async_sqla_agent")
@@ -86,10 +88,29 @@ class Bracket:
     lives on in its callbacks and background tasks.
     """
 
-    __slots__ = ("_attached", "_outer", "active", "error", "if_it_fails", "if_it_is_slow", "measured", "span")
+    __slots__ = (
+        "_attached",
+        "_outer",
+        "active",
+        "batch",
+        "error",
+        "if_it_fails",
+        "if_it_is_slow",
+        "measured",
+        "owner",
+        "span",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
         self.active = True
+        self.owner = owner
+        """
+        Whose calls pass through: another engine's, below this one's connect, make spans of their own.
+        """
+        self.batch: object = None
+        """
+        SQLAlchemy's execution context, where the bracket stays open between calls: only its own calls pass through.
+        """
         self.span: Span | None = None
         self.error: ErrorFacts | None = None
         """
@@ -103,9 +124,9 @@ class Bracket:
         """
         The span that is made only if the statement takes long enough, or fails.
         """
-        self.measured: tuple[float, Attributes, str] | None = None
+        self.measured: tuple[float, Histogram, Attributes, str] | None = None
         """
-        Start on the clock of `perf_counter`, and what the duration metric says: of the database, and the summary.
+        Start on the clock of `perf_counter`, the metric, and what it says: of the database, and the summary.
         """
         self._outer = _open_bracket.set(self)
         self._attached: Token[Context] | None = None
@@ -195,12 +216,12 @@ class StatementCore:
             more: Attributes of this execution.
         """
         parent = context.get_current()
-        measured = self._metrics.instruments() is not None
-        if not (measured or self._statements) or _suppressed(parent):
+        instruments = self._metrics.instruments()
+        if not (instruments or self._statements) or _suppressed(parent):
             return
         facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
-        if measured:
-            bracket.measured = (perf_counter(), target.metric_attributes, facts.metric_summary)
+        if instruments:
+            bracket.measured = (perf_counter(), instruments.duration, target.metric_attributes, facts.metric_summary)
         if facts.excluded or not self._statements or not self._wanted(parent):
             return
         attributes = {**target.attributes, **facts.attributes}
@@ -263,14 +284,13 @@ class StatementCore:
         """
         Record the duration of a statement, while its span is still the current one.
         """
-        instruments = self._metrics.instruments()
-        if bracket.measured is None or instruments is None:
+        if bracket.measured is None:
             return
-        started, database, summary = bracket.measured
+        started, duration, database, summary = bracket.measured
         attributes = {**database, DB_QUERY_SUMMARY: summary}
         if error is not None:
             attributes.update(error_attributes(error))
-        instruments.duration.record(perf_counter() - started, attributes)
+        duration.record(perf_counter() - started, attributes)
 
     def _wanted(self, parent: Context) -> bool:
         if not self._provider_checked:
@@ -347,6 +367,6 @@ def _start_span(
 ) -> Span:
     span = tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=start_time)
     # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them.
-    if span.is_recording() and len(getattr(span, "attributes", attributes)) < len(attributes):
+    if span.is_recording() and not getattr(span, "attributes", attributes).keys() >= attributes.keys():
         span.set_attributes(attributes)
     return span

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -75,6 +76,21 @@ def measured(reader: InMemoryMetricReader, recording: Recording) -> Callable[...
 @pytest.fixture
 def url(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/test.db"
+
+
+def python(program: str, **environ: str) -> str:
+    """
+    Run a program in an interpreter of its own and return what it prints.
+    """
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", **environ},
+        timeout=60,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout
 
 
 def run(main: Any) -> Any:

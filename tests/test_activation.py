@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,29 +12,14 @@ from typing import Any
 import pytest
 from opentelemetry import metrics, trace
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool.base import _ConnectionRecord
 
 import otel_async_sqla_agent
 from otel_async_sqla_agent import AsyncSQLAlchemyInstrumentor, _boot, environment_variables
 from otel_async_sqla_agent._importhook import ImportHook
-from tests.conftest import run
+from tests.conftest import python, run
 from tests.recording import Recording
 from tests.test_engine import MEMORY, select_one
-
-
-def python(program: str, **environ: str) -> str:
-    """
-    Run a program in an interpreter of its own and return what it prints.
-    """
-    result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program],
-        capture_output=True,
-        text=True,
-        env={"PATH": "", **environ},
-        timeout=60,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    return result.stdout
-
 
 STATE = """
 import json, sys
@@ -155,6 +140,76 @@ def test_start_up_line(recording: Recording, caplog: pytest.LogCaptureFixture) -
     [message] = caplog.messages
     start = f"otel-async-sqla-agent {otel_async_sqla_agent.__version__} instruments async engines: mode auto, "
     assert message.startswith(start + "driver aiosqlite, stepped aside: ")
+
+
+def test_one_start_up_line(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    It is one line also where engines come and go, and where several threads make the first ones.
+    """
+    caplog.set_level(logging.INFO, "otel_async_sqla_agent")
+    otel_async_sqla_agent.instrument(tracer_provider=recording.provider)
+    barrier = threading.Barrier(8)
+
+    def make() -> None:
+        barrier.wait()
+        create_async_engine(MEMORY)
+
+    threads = [threading.Thread(target=make) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gc.collect()
+    create_async_engine(MEMORY)
+    assert 1 == len(caplog.messages)
+    connect = vars(_ConnectionRecord)["_ConnectionRecord__connect"]
+    otel_async_sqla_agent.uninstrument()
+    assert connect.__wrapped__ is vars(_ConnectionRecord)["_ConnectionRecord__connect"]
+
+
+def test_without_metadata(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Vendored or frozen, without the distribution's metadata, the agent works and calls its version unknown.
+    """
+    import importlib_metadata
+
+    def missing(name: str) -> str:
+        raise importlib_metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib_metadata, "version", missing)
+    monkeypatch.delitem(vars(otel_async_sqla_agent), "__version__", raising=False)
+    otel_async_sqla_agent.instrument(tracer_provider=recording.provider)
+    run(select_one(create_async_engine(MEMORY)))
+    assert {"unknown"} == {span.instrumentation_scope.version for span in recording.ended}
+    monkeypatch.delitem(vars(otel_async_sqla_agent), "__version__")
+
+
+def test_function_and_class_are_one(recording: Recording) -> None:
+    """
+    What the class has switched on, the function switches off, and the class on again.
+    """
+    AsyncSQLAlchemyInstrumentor().instrument(tracer_provider=Recording().provider)
+    otel_async_sqla_agent.uninstrument()
+    AsyncSQLAlchemyInstrumentor().instrument(tracer_provider=recording.provider)
+    run(select_one(create_async_engine(MEMORY)))
+    assert ["connect", "SELECT"] == recording.names
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        pytest.param(otel_async_sqla_agent.Mode.BOTH, "both", id="member"),
+        pytest.param(["statement", "connect"], "statement,connect", id="list"),
+        pytest.param([], "none", id="nothing"),
+        pytest.param(2.5, "2.5", id="number"),
+        pytest.param(True, "True", id="boolean"),
+    ],
+)
+def test_options_as_variables(value: Any, text: str) -> None:
+    """
+    An option of `instrument()` reads as its variable would be written.
+    """
+    assert text == otel_async_sqla_agent._as_text(value)
 
 
 @pytest.mark.parametrize("mode", ["driver", "both"])

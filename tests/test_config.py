@@ -58,6 +58,9 @@ def test_every_variable() -> None:
         pytest.param("METRICS", "on", "true, false", id="metrics"),
         pytest.param("REQUIRE_PARENT", "1", "true, false", id="boolean"),
         pytest.param("EXCLUDE", "(pg_", "a regular expression", id="regular-expression"),
+        pytest.param("EXCLUDE", "a{99999999999999999999}", "a regular expression", id="too-many-repetitions"),
+        pytest.param("EXCLUDE", "(" * 3000 + ")" * 3000, "a regular expression", id="too-deep"),
+        pytest.param("SPANS", ",", "none, or a list of statement, connect, transaction", id="empty-list"),
     ],
 )
 def test_bad_value(variable: str, value: str, accepted: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,11 +13,12 @@ from sqlalchemy import text
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext import asyncio as sqlalchemy_asyncio
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util.concurrency import greenlet_spawn
 
 import otel_async_sqla_agent
-from tests.conftest import run
+from tests.conftest import python, run
 from tests.recording import AGENT, Recording
-from tests.test_engine import MEMORY, select_one
+from tests.test_engine import MEMORY, SQLALCHEMY_2, select_one
 
 CONTRIB = "opentelemetry.instrumentation.sqlalchemy"
 
@@ -163,19 +164,18 @@ def test_sync_engine_object_with_async_dialect(agent: Any, recording: Recording)
     """
     agent()
     instrument_contrib(recording)
-    engine = sqlalchemy.create_engine(MEMORY)
-    run(select_one(AsyncEngine(engine)))
+    engine = sqlalchemy.create_engine(MEMORY, **({} if SQLALCHEMY_2 else {"future": True}))
+
+    async def main() -> None:
+        def select() -> None:
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+            engine.dispose()
+
+        await greenlet_spawn(select)
+
+    run(main())
     assert scopes(recording) == OURS
-
-
-def _attributes() -> list[Any]:
-    return [
-        dict(vars(EngineTracer)),
-        dict(vars(SQLAlchemyInstrumentor)),
-        vars(Engine)["connect"],
-        sqlalchemy.create_engine,
-        sqlalchemy_asyncio.create_async_engine,
-    ]
 
 
 @pytest.mark.parametrize("contrib_first", [False, True], ids=["ours-first", "contrib-first"])
@@ -223,3 +223,125 @@ def test_contribs_uninstrument_leaves_ours(contrib_first: bool, agent: Any, reco
     run(select_one(engine))
     run(select_one(sqlalchemy_asyncio.create_async_engine(MEMORY)))
     assert scopes(recording) == OURS * 2
+
+
+CONTRIB_FIRST = """
+import asyncio, collections
+from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+started, ended = collections.Counter(), collections.Counter()
+
+class Counting(SpanProcessor):
+    def on_start(self, span, parent_context=None):
+        started[span.instrumentation_scope.name, span.name] += 1
+    def on_end(self, span):
+        ended[span.instrumentation_scope.name, span.name] += 1
+
+provider = TracerProvider(shutdown_on_exit=False)
+provider.add_span_processor(Counting())
+SQLAlchemyInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+engines = [create_async_engine("sqlite+aiosqlite://") for _ in range(3)]
+import otel_async_sqla_agent
+otel_async_sqla_agent.instrument(tracer_provider=provider)
+
+async def main():
+    for engine in engines:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+asyncio.run(main())
+assert started == ended
+print(sorted(ended.items()))
+"""
+
+
+def test_contrib_before_the_import() -> None:
+    """
+    Contrib that was active before SQLAlchemy's asyncio extension was imported registers each engine twice.
+    """
+    expected = [((AGENT, "SELECT"), 3), ((AGENT, "connect"), 3)]
+    assert [str(expected)] == python(CONTRIB_FIRST).splitlines()
+
+
+def test_contrib_off_and_on_again(agent: Any, recording: Recording) -> None:
+    """
+    Contrib that is switched off and on while we are active gets each listener back once.
+    """
+    instrument_contrib(recording)
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    agent()
+    SQLAlchemyInstrumentor().uninstrument()
+    instrument_contrib(recording, engine=engine.sync_engine)
+    otel_async_sqla_agent.uninstrument()
+    assert 1 == len(list(engine.sync_engine.dispatch.before_cursor_execute))
+    SQLAlchemyInstrumentor().uninstrument()
+    assert 0 == len(list(engine.sync_engine.dispatch.before_cursor_execute))
+
+
+def test_contrib_off_stays_off(agent: Any, recording: Recording) -> None:
+    """
+    Contrib that has been switched off in the meantime gets no engine back.
+    """
+    instrument_contrib(recording)
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    agent()
+    SQLAlchemyInstrumentor().uninstrument()
+    otel_async_sqla_agent.uninstrument()
+    run(select_one(engine))
+    assert [] == recording.started
+
+
+def test_provider_of_contrib_that_came_first(recording: Recording) -> None:
+    """
+    A provider that contrib was given before we were active gets the spans of engines made afterwards.
+    """
+    elsewhere = Recording()
+    instrument_contrib(recording)
+    otel_async_sqla_agent.instrument(tracer_provider=elsewhere.provider)
+    run(select_one(sqlalchemy_asyncio.create_async_engine(MEMORY)))
+    assert ["connect", "SELECT"] == recording.names
+    assert [] == elsewhere.started
+
+
+def test_provider_for_all_although_contrib_refuses(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    `SQLAlchemyInstrumentor().instrument(tracer_provider=p)` leads engines made later to p on SQLAlchemy 2.1 too.
+    """
+    elsewhere = Recording()
+    otel_async_sqla_agent.instrument(tracer_provider=elsewhere.provider)
+    monkeypatch.setattr(SQLAlchemyInstrumentor, "_check_dependency_conflicts", lambda self: _Conflict())
+    SQLAlchemyInstrumentor().instrument(tracer_provider=recording.provider)
+    run(select_one(sqlalchemy_asyncio.create_async_engine(MEMORY)))
+    assert OURS == scopes(recording)
+
+
+def test_an_applications_own_connect(agent: Any, recording: Recording) -> None:
+    """
+    A `connect` that the application has put on its engine stays, and so does one of an engine class of its own.
+    """
+    agent()
+    instrument_contrib(recording)
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    otel_async_sqla_agent.uninstrument()
+    calls = []
+    original = engine.sync_engine.connect
+    own = engine.sync_engine.connect = lambda: calls.append(1) or original()  # type: ignore[method-assign]
+    agent()
+    run(select_one(engine))
+    otel_async_sqla_agent.uninstrument()
+    assert own is engine.sync_engine.connect
+    assert [1] == calls
+
+
+def test_wrong_arguments_reach_contrib(agent: Any, recording: Recording) -> None:
+    """
+    What contrib takes without a complaint, it takes with us in front of it too.
+    """
+    agent()
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    instrument_contrib(recording, engines=engine.sync_engine)
+    run(select_one(engine))
+    assert OURS == scopes(recording)

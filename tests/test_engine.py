@@ -749,6 +749,78 @@ def test_another_tools_wrap_survives(agent: Any, recording: Recording) -> None:
     assert (below, above) == (dialect.do_execute, dialect.do_ping)
 
 
+def test_another_tools_wrap_of_a_class_survives(agent: Any, recording: Recording) -> None:
+    """
+    What another tool has put over our wraps of SQLAlchemy's classes stays, and ours below it does nothing any more.
+    """
+    pristine = AsyncEngine.__init__, vars(_ConnectionRecord)["_ConnectionRecord__connect"]
+    agent()
+    create_async_engine(MEMORY)
+    ours = AsyncEngine.__init__, vars(_ConnectionRecord)["_ConnectionRecord__connect"]
+    calls = []
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        calls.append("init")
+        ours[0](self, *args, **kwargs)
+
+    def connect(self: Any) -> None:
+        calls.append("connect")
+        ours[1].__get__(self)()
+
+    AsyncEngine.__init__ = init  # type: ignore[method-assign]
+    _ConnectionRecord._ConnectionRecord__connect = connect
+    try:
+        otel_async_sqla_agent.uninstrument()
+        run(select_one(create_async_engine(MEMORY)))
+    finally:
+        AsyncEngine.__init__ = pristine[0]  # type: ignore[method-assign]
+        _ConnectionRecord._ConnectionRecord__connect = pristine[1]
+    assert ["init", "connect"] == calls
+    assert [] == recording.started
+
+
+@pytest.mark.skipif(not SQLALCHEMY_2, reason="async_creator and insertmanyvalues came with SQLAlchemy 2.0")
+def test_statements_inside_of_others(agent: Any, recording: Recording, url: str) -> None:
+    """
+    Another engine's statement below a connect, and a listener's below a batch, make spans of their own.
+    """
+    agent()
+
+    async def main() -> None:
+        import aiosqlite
+
+        vault = create_async_engine(MEMORY)
+
+        async def creator() -> Any:
+            async with vault.connect() as connection:
+                await connection.execute(text("SELECT 'secret'"))
+            return await aiosqlite.connect(url.partition("///")[2])
+
+        engine = pooled(url, async_creator=creator)
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all, checkfirst=False)
+            auditing = []
+
+            @event.listens_for(engine.sync_engine, "after_cursor_execute")
+            def audit(conn: Any, cursor: Any, statement: str, *args: Any) -> None:
+                if not auditing and statement.startswith("INSERT"):
+                    auditing.append(1)
+                    conn.exec_driver_sql("SELECT 'audit' FROM tag")
+
+            await connection.execute(insert(tag).returning(tag.c.id), [{"name": "a"}, {"name": "b"}])
+        await engine.dispose()
+        await vault.dispose()
+
+    run(main())
+    assert [
+        ["connect"],
+        ["connect"],
+        ["SELECT"],
+        ["CREATE TABLE tag"],
+        ["BATCH INSERT tag", ["SELECT tag"]],
+    ] == recording.tree()
+
+
 def test_nothing_holds_an_engine(agent: Any, recording: Recording) -> None:
     """
     A dropped engine, its pool and its dialect are collected.

@@ -24,6 +24,7 @@ from otel_async_sqla_agent._errors import ErrorFacts, error_facts, mask_message
                      "invalid input for query argument $?", id="repr"),
         pytest.param("unterminated 'canary", "unterminated ?", id="open-quote"),
         pytest.param("value 4111111111111111 out of range", "value ? out of range", id="number"),
+        pytest.param("ungültiger Wert »canary« für »YYYY«", "ungültiger Wert ?", id="other-quotes"),
         pytest.param("", "", id="empty"),
     ],
 )  # fmt: skip
@@ -72,6 +73,32 @@ def test_mysql_number() -> None:
         mysql(1062, "Duplicate entry 'canary' for key 'email'")
     )
     assert ErrorFacts("pymysql.err.IntegrityError", "", "1644") == error_facts(mysql(1644, "canary"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(RuntimeError("cannot log in to vault with token canary"), id="applications-own"),
+        pytest.param(type("E", (Exception,), {"__module__": "asyncpg.exceptions", "sqlstate": "23514",
+                          "server_source_function": "exec_stmt_raise"})("canary is locked"), id="raise-using-errcode"),
+        pytest.param(sqlite3.IntegrityError("customer canary is blocked"), id="sqlite-raise-without-code"),
+    ],
+)  # fmt: skip
+def test_free_text(error: Exception) -> None:
+    """
+    A message that is neither the driver's nor the server's own wording is left out.
+    """
+    facts = error_facts(error)
+    assert facts is not None
+    assert "" == facts.message
+
+
+def test_operating_systems_error() -> None:
+    """
+    A refused connection says so, without the address.
+    """
+    error = ConnectionRefusedError(111, "Connection refused", "canary")
+    assert ErrorFacts("ConnectionRefusedError", "Connection refused", None) == error_facts(error)
 
 
 def test_sqlite_code() -> None:

@@ -59,11 +59,11 @@ class BrokenTracerProvider(TracerProvider):
 
 async def _queries(count: int) -> list[Any]:
     engine = create_async_engine(MEMORY)
-    async with engine.connect() as connection:
-        results = [(await connection.execute(text("SELECT 1"))).scalar() for _ in range(count)]
-        await connection.commit() if hasattr(connection, "commit") else None
-    await engine.dispose()
-    return results
+    try:
+        async with engine.connect() as connection:
+            return [(await connection.execute(text("SELECT 1"))).scalar() for _ in range(count)]
+    finally:
+        await engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +145,43 @@ def test_base_exceptions_are_not_swallowed(hook: str, recording: Recording) -> N
     otel_async_sqla_agent.instrument(tracer_provider=_provider(Stopping()), spans="statement")
     with pytest.raises(Stop):
         run(_queries(1))
+
+
+def test_base_exception_of_a_meter(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Also where the duration's recording stops with a BaseException, the span is not left current.
+    """
+    from otel_async_sqla_agent._statement import StatementCore
+
+    class Stop(BaseException):
+        pass
+
+    def stop(core: Any, bracket: Any, error: Any) -> None:
+        if bracket.span is not None:
+            raise Stop
+
+    monkeypatch.setattr(StatementCore, "record_duration", stop)
+    otel_async_sqla_agent.instrument(tracer_provider=recording.provider, spans="statement")
+    with pytest.raises(Stop):
+        run(_queries(1))
+
+
+def test_log_filter_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A log filter of the application that raises changes no result.
+    """
+
+    def fail(record: Any) -> bool:
+        raise Broken("filter")
+
+    logger = logging.getLogger("otel_async_sqla_agent")
+    otel_async_sqla_agent.instrument(tracer_provider=_provider(sampler=BrokenSampler()))
+    create_async_engine(MEMORY)
+    logger.addFilter(fail)
+    try:
+        assert [1] * 10 == run(_queries(10))
+    finally:
+        logger.removeFilter(fail)
 
 
 def test_sampler_that_drops_attributes(recording: Recording) -> None:
