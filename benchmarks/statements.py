@@ -23,7 +23,7 @@ from integration.processes import ROOT, environ
 SESSIONS = 8
 SESSION_SECONDS = 10  # without its start; some 300 rounds of each variant
 
-_SAMPLED = ["manual sampled", "agent sampled", "agent measured", "contrib sampled", "contrib launched"]
+_SAMPLED = ["manual sampled", "agent sampled", "agent metrics", "contrib sampled", "contrib launched"]
 _UNSAMPLED = ["manual unsampled", "agent unsampled"]
 VARIANTS = ["bare", *_SAMPLED, *_UNSAMPLED]
 
@@ -31,7 +31,7 @@ _CONTRIB = f"contrib {version('opentelemetry-instrumentation-sqlalchemy')} on SQ
 _NAMES = {
     "manual sampled": "+ hand-written span",
     "agent sampled": "+ agent",
-    "agent measured": "+ agent, with a MeterProvider too",
+    "agent metrics": "+ agent, with metrics",
     "contrib sampled": f"+ {_CONTRIB}",
     "contrib launched": "+ the same, two spans as under opentelemetry-instrument",
     "manual unsampled": "+ hand-written span, unsampled",
@@ -40,11 +40,12 @@ _NAMES = {
 _RATIOS = [
     ("agent sampled", "manual sampled", 1.1),
     ("agent unsampled", "manual unsampled", 1.2),
-    ("agent sampled", "agent measured", "contrib sampled", 0.5),
+    ("agent sampled", "contrib sampled", 0.5),
     ("agent sampled", "contrib launched", None),
 ]
 
 Session = dict[str, list[float]]  # variant to microseconds per statement, in the order of rounds
+_CHECKOUT = " checkout"  # behind a variant's name: microseconds per checkout and return
 
 
 def rows(url: str) -> Iterator[Row]:
@@ -64,10 +65,24 @@ def rows(url: str) -> Iterator[Row]:
         overall = _ratio(sessions, ours, theirs)
         spread = Quartiles.of([_ratio([session], ours, theirs) for session in sessions])
         yield spread._replace(median=overall).row(f"{ours} / {theirs}", ".2f", "", limit)
+    metrics = [_metrics_ratio([session]) for session in sessions]
+    yield (
+        Quartiles.of(metrics)
+        ._replace(median=_metrics_ratio(sessions))
+        .row("metrics on top of agent sampled / manual sampled", ".2f", "", 0.35)
+    )
+    checkouts = [value for session in sessions for value in _added(session, f"agent metrics{_CHECKOUT}")]
+    yield Quartiles.of(checkouts).row("checkout and return: + agent, with metrics", "+.1f", " µs", 10)
 
 
-def _added(session: Session, variant: str) -> list[float]:
-    return [value - bare for value, bare in zip(session[variant], session["bare"], strict=True)]
+def _added(session: Session, variant: str, to: str = "") -> list[float]:
+    base = to or ("bare" + _CHECKOUT if variant.endswith(_CHECKOUT) else "bare")
+    return [value - bare for value, bare in zip(session[variant], session[base], strict=True)]
+
+
+def _metrics_ratio(sessions: list[Session]) -> float:
+    on_top = median(value for each in sessions for value in _added(each, "agent metrics", to="agent sampled"))
+    return on_top / median(value for each in sessions for value in _added(each, "manual sampled"))
 
 
 def _ratio(sessions: list[Session], ours: str, theirs: str) -> float:
@@ -84,11 +99,13 @@ def _session(url: str) -> Session:
         for worker in others.values():
             _answer(worker)
         workers = {"agent sampled": agent, **others}
-        session: Session = {name: [] for name in VARIANTS}
+        session: Session = {name + suffix: [] for name in VARIANTS for suffix in ("", _CHECKOUT)}
         end = time.monotonic() + SESSION_SECONDS
         while time.monotonic() < end:
             for name in random.sample(VARIANTS, len(VARIANTS)):
-                session[name].append(_round(workers[name]))
+                statement, checkout = _round(workers[name])
+                session[name].append(statement)
+                session[name + _CHECKOUT].append(checkout)
         return session
 
 
@@ -104,7 +121,8 @@ def _answer(worker: subprocess.Popen[str]) -> str:
     return worker.stdout.readline()
 
 
-def _round(worker: subprocess.Popen[str]) -> float:
+def _round(worker: subprocess.Popen[str]) -> tuple[float, float]:
     assert worker.stdin is not None
     worker.stdin.write("round\n")
-    return float(_answer(worker)) / 1e3
+    statement, checkout = _answer(worker).split()
+    return float(statement) / 1e3, float(checkout) / 1e3

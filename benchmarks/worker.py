@@ -2,7 +2,7 @@
 Execute statements in one variant, a round for each line of standard input.
 
 Run as `python -m benchmarks.worker <url> <variant> <span>`. The first answer is the spans of one statement, as JSON;
-each further one is the CPU time of the event loop's thread, in nanoseconds per statement.
+each further one is the CPU time of the event loop's thread, in nanoseconds per statement and per checkout.
 """
 
 from __future__ import annotations
@@ -52,12 +52,15 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
         await execute(connection, statement, tracer, span, WARM_UP)
         settle()
         answer(json.dumps([{"name": each.name, "attributes": dict(each.attributes or {})} for each in spans]))
+        async with engine.connect():
+            pass
         for _ in sys.stdin:
             gc.collect()
             await execute(connection, statement, tracer, span, CACHE_WARMERS)
             begin = time.thread_time_ns()
             await execute(connection, statement, tracer, span, STATEMENTS)
-            answer(str((time.thread_time_ns() - begin) / STATEMENTS))
+            statements = time.thread_time_ns() - begin
+            answer(f"{statements / STATEMENTS} {await check_out(engine) / STATEMENTS}")
     await engine.dispose()
 
 
@@ -69,7 +72,7 @@ def instrument(variant: str, provider: TracerProvider) -> None:
         import otel_async_sqla_agent
 
         meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
-        metrics = {"meter_provider": meters} if variant == "agent measured" else {}
+        metrics = {"meter_provider": meters} if variant == "agent metrics" else {}
         otel_async_sqla_agent.instrument(mode="engine", tracer_provider=provider, **metrics)
     if variant.startswith("contrib"):
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -93,6 +96,22 @@ async def execute(connection: Any, statement: Any, tracer: Tracer | None, span: 
     for _ in range(count):
         with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
             await connection.execute(statement, {"id": 1})
+
+
+async def check_out(engine: Any) -> int:
+    """
+    Take a connection from the pool and give it back, as often as there are statements in a round.
+
+    Returns:
+        CPU time in nanoseconds.
+    """
+    async with engine.connect():  # not counted: the other side's caches
+        pass
+    begin = time.thread_time_ns()
+    for _ in range(STATEMENTS):
+        async with engine.connect():
+            pass
+    return time.thread_time_ns() - begin
 
 
 def settle() -> None:

@@ -366,7 +366,8 @@ def _start_span(
     tracer: Tracer, name: str, attributes: Attributes, parent: Context, start_time: int | None = None
 ) -> Span:
     span = tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=start_time)
-    # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them.
-    if span.is_recording() and not getattr(span, "attributes", attributes).keys() >= attributes.keys():
+    # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them. One key
+    # tells: it stands in every span of ours.
+    if span.is_recording() and next(iter(attributes)) not in getattr(span, "attributes", attributes):
         span.set_attributes(attributes)
     return span
