@@ -103,9 +103,8 @@ class EngineLayer:
         """
         Give every dialect, and SQLAlchemy's connection record, the identical methods back.
         """
-        self._guard.active = self._pool_guard.active = (
-            False  # what another tool has wrapped in the meantime passes through from now on
-        )
+        # What another tool has wrapped in the meantime passes through from now on.
+        self._guard.active = self._pool_guard.active = False
         for dialect in list(self._dialects):
             state: EngineState = dialect.__dict__.pop(_STATE)
             state.unwrap(dialect)
@@ -202,7 +201,7 @@ class EngineState:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             outer = open_bracket()
-            if outer is not None and outer.owner is self and (outer.batch is None or args[-1] is outer.batch):
+            if outer is not None and outer.encloses(self, args):
                 return self._pass_through(outer, original, args, kwargs)
             if not self._guard.active:
                 return original(*args, **kwargs)
@@ -225,7 +224,7 @@ class EngineState:
 
         def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
             outer = open_bracket()
-            if not self._guard.active or (outer is not None and outer.owner is self and outer.batch is None):
+            if not self._guard.active or (outer is not None and outer.encloses(self, args)):
                 yield from original(*args, **kwargs)
                 return
             bracket = Bracket(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -57,6 +57,13 @@ class _Checkout:
 
 
 _open_checkout: ContextVar[_Checkout | None] = ContextVar("otel_async_sqla_checkout", default=None)
+
+
+def _close_checkout(token: Token[_Checkout | None]) -> None:
+    try:
+        _open_checkout.reset(token)
+    except ValueError:  # closed in another context, where nobody has opened it
+        pass
 
 
 def take_checkout(context: Any) -> dict[str, float | str] | None:
@@ -288,7 +295,7 @@ class PoolState:
             guard.run(self._pools.timed_out, self, start_time)
             raise
         finally:
-            _open_checkout.reset(token)
+            _close_checkout(token)
         guard.run(self._checked_out, fairy, started, checkout.source)
         return fairy
 

@@ -25,6 +25,8 @@ from ._semconv import Attributes, Database, database_attributes, metric_attribut
 from ._sql import READ_LIMIT, read_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opentelemetry.metrics import Histogram
 
     from ._metrics import Metrics
@@ -130,6 +132,12 @@ class Bracket:
         """
         self._outer = _open_bracket.set(self)
         self._attached: Token[Context] | None = None
+
+    def encloses(self, owner: object, args: Sequence[object]) -> bool:
+        """
+        Tell whether a call further down is a part of this one, and makes no span of its own.
+        """
+        return self.owner is owner and (self.batch is None or bool(args and args[-1] is self.batch))
 
     def attach(self, span: Span, parent: Context) -> None:
         """

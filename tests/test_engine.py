@@ -806,6 +806,8 @@ def test_statements_inside_of_others(agent: Any, recording: Recording, url: str)
                 if not auditing and statement.startswith("INSERT"):
                     auditing.append(1)
                     conn.exec_driver_sql("SELECT 'audit' FROM tag")
+                    with conn.engine.connect() as other:
+                        other.exec_driver_sql("SELECT 'audit' FROM tag")
 
             await connection.execute(insert(tag).returning(tag.c.id), [{"name": "a"}, {"name": "b"}])
         await engine.dispose()
@@ -817,7 +819,7 @@ def test_statements_inside_of_others(agent: Any, recording: Recording, url: str)
         ["connect"],
         ["SELECT"],
         ["CREATE TABLE tag"],
-        ["BATCH INSERT tag", ["SELECT tag"]],
+        ["BATCH INSERT tag", ["SELECT tag"], ["connect"], ["SELECT"], ["SELECT tag"]],
     ] == recording.tree()
 
 
