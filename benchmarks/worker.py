@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, Tracer
 
-STATEMENTS = 10  # of a round: few, so that the rounds of one turn see the same machine
+STATEMENTS = 100  # of a round: enough to be warm, few enough that the rounds of one turn see the same machine
 CACHE_WARMERS = 3  # statements before each round, not counted: other workers have used the CPU meanwhile
 WARM_UP = 1_000  # statements before the first round
 
