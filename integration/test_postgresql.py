@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import declarative_base
 
+import otel_async_sqla_agent
 from tests.conftest import run
 from tests.recording import Recording, database_attributes
 
@@ -320,6 +321,27 @@ def test_transaction_spans(postgresql: str, schema: Schema, agent: Any, recordin
         ["SELECT"],
         ["ROLLBACK"],
     ]
+
+
+def test_recovery_of_two_phase_transactions(postgresql: str, agent: Any, recording: Recording) -> None:
+    """
+    The question for prepared transactions is transaction control: one span on request, none else.
+    """
+
+    async def main() -> None:
+        engine = create_async_engine(postgresql)
+        async with engine.connect() as connection:
+            assert [] == await connection.run_sync(lambda sync: sync.recover_twophase())
+        await engine.dispose()
+
+    agent(spans="statement,transaction")
+    run(main())
+    assert "RECOVER PREPARED" == recording.names[0]
+    otel_async_sqla_agent.uninstrument()
+    recording.clear()
+    agent(spans="statement")
+    run(main())
+    assert [] == recording.names
 
 
 def test_hundred_parents(postgresql: str, agent: Any, recording: Recording) -> None:

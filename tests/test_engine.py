@@ -341,6 +341,55 @@ def test_span_is_current_below(agent: Any, recording: Recording) -> None:
     assert [trace.INVALID_SPAN, recording.started[1]] == seen
 
 
+def test_task_begun_inside_of_a_connect(agent: Any, recording: Recording, url: str) -> None:
+    """
+    A background task that was created while a connection was made has the spans of its own statements later.
+    """
+    agent()
+    tasks = []
+
+    async def main() -> None:
+        engine = pooled(url)
+        connected = asyncio.Event()
+
+        async def later() -> None:
+            await connected.wait()
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 'later'"))
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def begin(connection: Any, record: Any) -> None:
+            if not tasks:
+                tasks.append(asyncio.ensure_future(later()))
+
+        async with engine.connect():
+            pass
+        connected.set()
+        await tasks[0]
+        await engine.dispose()
+
+    run(main())
+    assert ["connect", "SELECT"] == recording.names
+
+
+def test_system_is_read_again_after_connecting(agent: Any, recording: Recording, monkeypatch: Any) -> None:
+    """
+    MariaDB is told from MySQL by the first connection; spans after that say so.
+    """
+    agent()
+    engine = create_async_engine(MEMORY)
+    dialect = engine.sync_engine.dialect
+    initialize = dialect.initialize
+
+    def is_mariadb(connection: Any) -> None:
+        initialize(connection)
+        dialect.is_mariadb = True
+
+    dialect.initialize = is_mariadb  # type: ignore[method-assign]
+    run(select_one(engine))
+    assert ["sqlite", "mariadb"] == [span.attributes["db.system.name"] for span in recording.ended]
+
+
 def test_several_loops_and_threads(agent: Any, recording: Recording) -> None:
     """
     Engines in the event loops of several threads have their spans under their own thread's span.
