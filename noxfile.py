@@ -30,11 +30,14 @@ FLOORS = [
     "rich==13.0.0",
     "wrapt==1.14.0",
 ]
+ALL = ["tests", "integration"]
+# The lexer and the exporter never meet SQLAlchemy: the oldest and the newest environment are enough for them.
+WITH_SQLALCHEMY = [*ALL, "--ignore=tests/test_sql.py", "--ignore=tests/test_waterfall.py", "--ignore=tests/test_cli.py"]
 ENVIRONMENTS = {
-    "newest": ("3.13", []),
-    "sqlalchemy20": ("3.12", ["sqlalchemy[asyncio]==2.0.*"]),
-    "sqlalchemy14": ("3.11", ["sqlalchemy[asyncio]==1.4.*"]),
-    "oldest": ("3.10", ["sqlalchemy[asyncio]==2.0.*", *FLOORS]),
+    "newest": ("3.13", [], ALL),
+    "sqlalchemy20": ("3.12", ["sqlalchemy[asyncio]==2.0.*"], WITH_SQLALCHEMY),
+    "sqlalchemy14": ("3.11", ["sqlalchemy[asyncio]==1.4.*"], WITH_SQLALCHEMY),
+    "oldest": ("3.10", ["sqlalchemy[asyncio]==2.0.*", *FLOORS], ALL),
 }
 
 
@@ -47,7 +50,7 @@ def _interpreter(version: str) -> str:
     return found or sys.executable
 
 
-def _define(name: str, version: str, constraints: list[str]) -> None:
+def _define(name: str, version: str, constraints: list[str], tests_run: list[str]) -> None:
     @nox.session(name=name, python=_interpreter(version))
     def tests(session: nox.Session) -> None:
         session.install(f"{ROOT}[cli,distro]", *TEST_GROUP, *constraints)
@@ -59,8 +62,8 @@ def _define(name: str, version: str, constraints: list[str]) -> None:
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, copy)
         session.chdir(copy)
-        session.run("python", "-m", "pytest", *(session.posargs or ["tests", "integration"]))
+        session.run("python", "-m", "pytest", *(session.posargs or tests_run))
 
 
-for _name, (_version, _constraints) in ENVIRONMENTS.items():
-    _define(_name, _version, _constraints)
+for _name, (_version, _constraints, _tests_run) in ENVIRONMENTS.items():
+    _define(_name, _version, _constraints, _tests_run)
