@@ -28,6 +28,10 @@ def words(picture: str) -> list[list[str]]:
     return [without_times(line).split() for line in picture.splitlines()]
 
 
+@pytest.mark.skipif(
+    sqlalchemy.__version__.startswith("1."),
+    reason="1.4 with aiosqlite 0.22 does not end where an engine is not disposed of, also without the agent",
+)
 def test_readme_example(tmp_path: Path) -> None:
     """
     README's program prints what README shows.
