@@ -37,10 +37,11 @@ class Schema:
             name = Column(String(200), unique=True)
 
         self.user = User
+        self.sequence = Sequence("counter_seq", metadata=self.metadata)
         self.counter = Table(
             "counter",
             self.metadata,
-            Column("id", Integer, Sequence("counter_seq", metadata=self.metadata), primary_key=True),
+            Column("id", Integer, self.sequence, primary_key=True),
             Column("n", Integer, default=func.length("four")),
         )
         self.child = Table(
@@ -108,6 +109,7 @@ def test_scenario(postgresql: str, schema: Schema, agent: Any, recording: Record
         with recording.tracer.start_as_current_span("write"):
             async with other.begin() as connection:
                 await connection.execute(insert(schema.counter))
+                assert 2 == await connection.scalar(schema.sequence)
                 many = insert(schema.user).values(name=sqlalchemy.bindparam("n"))
                 await connection.execute(many, [{"n": "a"}, {"n": "b"}])
                 async with connection.begin_nested():
@@ -130,6 +132,7 @@ def test_scenario(postgresql: str, schema: Schema, agent: Any, recording: Record
             "write INTERNAL",
             ["connect"],
             ["INSERT counter"],
+            ["SELECT"],
             [f"BATCH INSERT users {BATCH}=2"],
             ["DELETE users"],
             ["INSERT users ERROR db.response.status_code='23505'"],
