@@ -109,7 +109,7 @@ def test_scenario(postgresql: str, schema: Schema, agent: Any, recording: Record
         with recording.tracer.start_as_current_span("write"):
             async with other.begin() as connection:
                 await connection.execute(insert(schema.counter))
-                assert 2 == await connection.scalar(schema.sequence)
+                assert 2 == await connection.run_sync(lambda sync: sync.scalar(schema.sequence))
                 many = insert(schema.user).values(name=sqlalchemy.bindparam("n"))
                 await connection.execute(many, [{"n": "a"}, {"n": "b"}])
                 async with connection.begin_nested():
