@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from ._bracket import Bracket, open_bracket
 from ._config import SpanType
 from ._errors import error_facts
 from ._pool import EnginePools, take_checkout
 from ._semconv import Database
-from ._statement import Bracket, end_span, open_bracket
+from ._statement import end_span
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer

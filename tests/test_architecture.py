@@ -22,7 +22,7 @@ LAYERS = [
     {"_contrib", "_engine"},
     {"_pool"},
     {"_statement"},
-    {"_metrics"},
+    {"_bracket", "_metrics"},
     {"_errors", "_semconv", "_sql"},
     {"_config", "_guard", "_importhook"},
     {"environment_variables"},

@@ -1,0 +1,124 @@
+"""
+Enclose one call of the application that reaches the database: a *bracket*.
+
+While it is open, the calls that it causes further down (SQLAlchemy's own, the driver's) pass through: each statement
+gives one span, made by the outermost bracket.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, NamedTuple
+
+from opentelemetry import context, trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import Histogram
+    from opentelemetry.trace import Span, Tracer
+
+    from ._errors import ErrorFacts
+    from ._semconv import Attributes
+
+
+class UnstartedSpan(NamedTuple):
+    """
+    A span that may be started afterwards, with its true start.
+    """
+
+    since: float
+    tracer: Tracer
+    name: str
+    attributes: Attributes
+    parent: Context
+    start_time: int
+
+
+class Bracket:
+    """
+    One open call.
+
+    The `active` flag is what counts, not the variable: a context that is current while a connection is being made
+    lives on in its callbacks and background tasks.
+    """
+
+    __slots__ = (
+        "_attached",
+        "_outer",
+        "active",
+        "batch",
+        "error",
+        "if_it_fails",
+        "if_it_is_slow",
+        "measured",
+        "owner",
+        "span",
+    )
+
+    def __init__(self, owner: object) -> None:
+        self.active = True
+        self.owner = owner
+        """
+        Whose calls pass through: another engine's, below this one's connect, make spans of their own.
+        """
+        self.batch: object = None
+        """
+        SQLAlchemy's execution context, where the bracket stays open between calls: only its own calls pass through.
+        """
+        self.span: Span | None = None
+        self.error: ErrorFacts | None = None
+        """
+        What went wrong in a call further down.
+        """
+        self.if_it_fails: tuple[str, int] | None = None
+        """
+        Name and start time of the span that is made only if the call fails.
+        """
+        self.if_it_is_slow: UnstartedSpan | None = None
+        """
+        The span that is made only if the statement takes long enough, or fails.
+        """
+        self.measured: tuple[float, Histogram, Attributes, str] | None = None
+        """
+        Start on the clock of `perf_counter`, the metric, and what it says: of the database, and the summary.
+        """
+        self._outer = _open_bracket.set(self)
+        self._attached: Token[Context] | None = None
+
+    def encloses(self, owner: object, args: Sequence[object]) -> bool:
+        """
+        Tell whether a call further down is a part of this one, and makes no span of its own.
+        """
+        return self.owner is owner and (self.batch is None or bool(args and args[-1] is self.batch))
+
+    def attach(self, span: Span, parent: Context) -> None:
+        """
+        Make the span the current one in the parent's context, until the bracket is closed.
+        """
+        self.span = span
+        self._attached = context.attach(trace.set_span_in_context(span, parent))
+
+    def close(self) -> None:
+        """
+        Make current again what was; the span itself goes on.
+        """
+        self.active = False
+        if self._attached is not None:
+            context.detach(self._attached)
+        try:
+            _open_bracket.reset(self._outer)
+        except ValueError:  # closed in another context: the flag is what counts
+            pass
+
+
+_open_bracket: ContextVar[Bracket | None] = ContextVar("otel_async_sqla_bracket", default=None)
+
+
+def open_bracket() -> Bracket | None:
+    """
+    Return the open bracket that encloses the current call, if there is one.
+    """
+    bracket = _open_bracket.get()
+    return bracket if bracket is not None and bracket.active else None
