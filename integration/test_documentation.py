@@ -39,6 +39,8 @@ def test_readme_example(tmp_path: Path) -> None:
     [program] = _blocks("python")
     command, _, shown = _blocks("console")[0].partition("\n")
     (tmp_path / "app.py").write_text(program)
+    if sys.version_info < (3, 11):  # where the sqlite3 module does not tell SQLite's code yet
+        shown = shown.replace("2067", "sqlite3.IntegrityError")
     variables = dict(item.split("=") for item in command.split() if item.startswith("OTEL_"))
     result = run(
         "opentelemetry-instrument",
