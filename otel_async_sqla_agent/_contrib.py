@@ -45,7 +45,7 @@ class _Taken:
 
     listeners: list[tuple[str, Any]] = field(default_factory=list)
     tracers: list[tuple[Any, Any, tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
-    connect: MethodType | None = None
+    connect: Any = None  # SQLAlchemy's function, where the engine has it as a method: a bound one would hold the engine
 
 
 class ContribSQLAlchemy:
@@ -106,7 +106,8 @@ class ContribSQLAlchemy:
         del self._instrumentor.instrument  # the base class has the original
         active = self._instrumentor().is_instrumented_by_opentelemetry
         for engine, taken in list(self._taken.items()):
-            if engine.__dict__.get("connect") is taken.connect:
+            ours = engine.__dict__.get("connect")
+            if taken.connect is not None and getattr(ours, "__func__", None) is taken.connect:
                 del engine.__dict__["connect"]
             if active:
                 self._give_back(engine, taken)
@@ -142,7 +143,8 @@ class ContribSQLAlchemy:
             return
         connect = _connect_without_contrib(type(engine))
         if connect is not None:
-            engine.__dict__["connect"] = self._taken[engine].connect = MethodType(connect, engine)
+            self._taken[engine].connect = connect
+            engine.__dict__["connect"] = MethodType(connect, engine)
 
     def _hear(self, instrumentor: Any, options: dict[str, Any]) -> None:
         provider = options.get("tracer_provider")

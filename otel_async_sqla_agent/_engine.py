@@ -185,7 +185,7 @@ class EngineState:
         """
         started = perf_counter()
         result = self._bracket(self._begin_connect, connect)()
-        self._guard.run(self.pools.created, perf_counter() - started)
+        self.pools.guard.run(self.pools.created, perf_counter() - started)
         self._guard.run(self.refresh, dialect)
         return result
 
@@ -208,7 +208,7 @@ class EngineState:
                 return original(*args, **kwargs)
             bracket = Bracket(self)
             try:
-                self._begin(begin, bracket, args, kwargs)
+                self._guard.run(begin, bracket, *args, **kwargs)
                 result = original(*args, **kwargs)
             except BaseException as error:
                 self._close(bracket, error)
@@ -230,7 +230,7 @@ class EngineState:
                 return
             bracket = Bracket(self)
             try:
-                self._begin(self._begin_batches, bracket, args, kwargs)
+                self._guard.run(self._begin_batches, bracket, *args, **kwargs)
                 yield from original(*args, **kwargs)
             except BaseException as error:
                 self._close(bracket, error)
@@ -244,22 +244,11 @@ class EngineState:
             return original(*args, **kwargs)
         except BaseException as error:
             # A batch of insertmanyvalues fails outside of the generator that is its bracket.
-            self._note_error(outer, error)
+            self._guard.run(_note_error, outer, error)
             raise
 
-    def _begin(self, begin: _Call, bracket: Bracket, args: Any, kwargs: Any) -> None:
-        try:
-            begin(bracket, *args, **kwargs)
-        except Exception as failure:  # noqa: BLE001
-            self._guard.failed(failure)
-
-    def _note_error(self, bracket: Bracket, error: BaseException) -> None:
-        try:
-            bracket.error = error_facts(error)
-        except Exception as failure:  # noqa: BLE001
-            self._guard.failed(failure)
-
     def _close(self, bracket: Bracket, error: BaseException | None) -> None:
+        # Not by `guard.run`: a span that is open ends, also where the layer has been switched off since.
         facts = None
         try:
             facts = None if error is None else error_facts(error) or bracket.error
@@ -323,6 +312,10 @@ class EngineState:
     def _begin_connect(self, bracket: Bracket) -> None:
         if SpanType.CONNECT in self._core.config.spans:
             self._core.start_call(bracket, self._target, "connect")
+
+
+def _note_error(bracket: Bracket, error: BaseException) -> None:
+    bracket.error = error_facts(error)
 
 
 def _begin_silently(_bracket: Bracket, *_args: Any, **_kwargs: Any) -> None:

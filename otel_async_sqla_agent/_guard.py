@@ -34,13 +34,13 @@ class Guard:
         self._meter_provider = meter_provider
         self._failures = 0
 
-    def run(self, call: Callable[..., object], *args: object) -> None:
+    def run(self, call: Callable[..., object], *args: object, **kwargs: object) -> None:
         """
         Make a call, if the layer is not off, and keep its failure here.
         """
         if self.active:
             try:
-                call(*args)
+                call(*args, **kwargs)
             except Exception as error:  # noqa: BLE001
                 self.failed(error)
 

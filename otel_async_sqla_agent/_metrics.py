@@ -6,6 +6,7 @@ Source: OpenTelemetry semantic conventions v1.44.0, docs/db/database-metrics.md.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from opentelemetry import metrics
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
     Callback = Callable[[CallbackOptions], Iterable[Observation]]
+
+_logger = logging.getLogger("otel_async_sqla_agent")
 
 DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 
@@ -91,9 +94,11 @@ class Metrics:
     ) -> None:
         self._instruments: Instruments | None = None
         if enabled:
-            self._instruments = Instruments(
-                metrics.get_meter("otel_async_sqla_agent", version, meter_provider), observed
-            )
+            try:
+                meter = metrics.get_meter("otel_async_sqla_agent", version, meter_provider)
+                self._instruments = Instruments(meter, observed)
+            except Exception:
+                _logger.exception("otel-async-sqla-agent could not make its instruments; there are no metrics")
 
     def instruments(self) -> Instruments | None:
         """

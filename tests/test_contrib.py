@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -345,3 +347,28 @@ def test_wrong_arguments_reach_contrib(agent: Any, recording: Recording) -> None
     instrument_contrib(recording, engines=engine.sync_engine)
     run(select_one(engine))
     assert OURS == scopes(recording)
+
+
+def test_nothing_holds_an_engine(agent: Any, recording: Recording) -> None:
+    """
+    With contrib stepped aside too, a dropped engine is collected.
+    """
+    agent()
+    instrument_contrib(recording)
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    run(select_one(engine))
+    reference = weakref.ref(engine.sync_engine)
+    del engine
+    gc.collect()
+    assert reference() is None
+
+
+def test_uninstrument_beside_idle_contrib(agent: Any, recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    Contrib that is imported but was never switched on has nothing that could be given back.
+    """
+    agent()
+    engine = sqlalchemy_asyncio.create_async_engine(MEMORY)
+    otel_async_sqla_agent.uninstrument()
+    assert [] == caplog.records
+    assert "connect" not in vars(engine.sync_engine)

@@ -110,6 +110,26 @@ def test_failing_layer_switches_itself_off(caplog: pytest.LogCaptureFixture) -> 
     assert (5, {"async_sqla.layer": "engine", "error.type": "Broken"}) == (point.value, dict(attributes))
 
 
+def test_broken_meter_provider(recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A MeterProvider that gives no meter costs the metrics, not the spans, and is logged once.
+    """
+
+    class BrokenMeterProvider(MeterProvider):
+        def get_meter(self, *args: Any, **kwargs: Any) -> Any:
+            raise Broken("meter")
+
+    otel_async_sqla_agent.instrument(
+        tracer_provider=recording.provider,
+        meter_provider=BrokenMeterProvider(shutdown_on_exit=False),
+        spans="statement",
+    )
+    assert [1] * 2 == run(_queries(2))
+    assert [1] * 2 == run(_queries(2))
+    assert ["SELECT"] * 4 == recording.names
+    assert ["otel-async-sqla-agent could not make its instruments; there are no metrics"] == caplog.messages
+
+
 def test_broken_meter(caplog: pytest.LogCaptureFixture) -> None:
     """
     Counting a failure may fail too.

@@ -269,6 +269,30 @@ def test_failing_pool_layer(measured: Any, recording: Recording, monkeypatch: py
     assert ["SELECT"] * 10 == recording.names
 
 
+def test_failure_counts_for_the_pool_layer(
+    measured: Any, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A pool layer that fails at every connect does not switch the engine layer off.
+    """
+    from otel_async_sqla_agent._pool import EnginePools
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("pool layer")
+
+    monkeypatch.setattr(EnginePools, "created", fail)
+    measured(spans="statement")
+
+    async def main() -> None:
+        engine = create_async_engine(MEMORY, poolclass=NullPool)
+        for _ in range(10):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+    run(main())
+    assert ["SELECT"] * 10 == recording.names
+
+
 def test_uninstrument_while_out(measured: Any, reader: InMemoryMetricReader, url: str) -> None:
     """
     A connection that is out while the agent is switched off comes back to its pool, which is what it was.
