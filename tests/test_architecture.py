@@ -23,6 +23,7 @@ LAYERS = [
     {"_pool"},
     {"_statement"},
     {"_bracket", "_metrics"},
+    {"_server"},
     {"_errors", "_semconv", "_sql"},
     {"_config", "_guard", "_importhook"},
     {"environment_variables"},
