@@ -30,6 +30,9 @@ FLOORS = [
     "rich==13.0.0",
     "wrapt==1.14.0",
 ]
+# Most tests are short, a few start programs: who has nothing left to do takes over tests of the other. Two processes,
+# because that is what the smallest machines have, and each makes databases of its own.
+PROCESSES = ["-n", "2", "--dist", "worksteal"]
 ALL = ["tests", "integration"]
 # The lexer and the exporter never meet SQLAlchemy: the oldest and the newest environment are enough for them.
 WITH_SQLALCHEMY = [*ALL, "--ignore=tests/test_sql.py", "--ignore=tests/test_waterfall.py", "--ignore=tests/test_cli.py"]
@@ -62,7 +65,7 @@ def _define(name: str, version: str, constraints: list[str], tests_run: list[str
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, copy)
         session.chdir(copy)
-        session.run("python", "-m", "pytest", *(session.posargs or tests_run))
+        session.run("python", "-m", "pytest", *PROCESSES, *(session.posargs or tests_run))
 
 
 for _name, (_version, _constraints, _tests_run) in ENVIRONMENTS.items():

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import memory, startup, statements
-from integration.databases import postgresql_url
+from integration.databases import drop_databases, postgresql_url
 
 RESULTS = Path(__file__).parent / "results" / "latest.txt"
 _MARKS = {True: "✓", False: "✗", None: ""}
@@ -53,4 +53,7 @@ def _setup() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        drop_databases()

@@ -12,13 +12,22 @@ from oteltest.sink.handler import AccumulatingHandler
 from oteltest.telemetry import extract_leaves
 from typing_extensions import Self
 
-from integration.databases import postgresql_url
+from integration.databases import drop_databases, postgresql_url
 from tests.conftest import _clean_process, agent, measured, reader, recording, url  # noqa: F401
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> str:
+    """
+    Return the URL of this process's PostgreSQL database, for asyncpg.
+    """
     return postgresql_url()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _databases() -> Iterator[None]:
+    yield
+    drop_databases()
 
 
 class ReceivedSpan(NamedTuple):

@@ -1,13 +1,18 @@
 """
-Name the databases that the tests use.
+Give each process that runs tests databases of its own, so that several can run at once on one server.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import tempfile
+import uuid
+from collections.abc import Callable
 
+import asyncpg
+import pymysql
 import pytest
 import sqlalchemy
 from sqlalchemy.engine import URL, make_url
@@ -20,34 +25,75 @@ DRIVERS = {
     "psycopg": "postgresql",
 }
 
+_NAME = f"agent_{uuid.uuid4().hex[:12]}"
+_drops: list[Callable[[], None]] = []
+
 
 def driver_url(driver: str) -> URL:
     """
-    Return the URL of a database for a driver, or skip the test where there is none; SQLite's is in memory.
+    Return the URL of this process's database for a driver, or skip the test where there is none; SQLite's is in memory.
     """
     if driver == "psycopg" and sqlalchemy.__version__.startswith("1."):
         pytest.skip("psycopg is supported from SQLAlchemy 2.0 on")
-    by_system = {"mysql": mysql_url, "postgresql": postgresql_url, "sqlite": lambda: "sqlite+aiosqlite://"}
+    by_system = {"mysql": _mysql, "postgresql": _postgresql, "sqlite": lambda: make_url("sqlite://")}
     system = DRIVERS[driver]
-    return make_url(by_system[system]()).set(drivername=f"{system}+{driver}")
+    return by_system[system]().set(drivername=f"{system}+{driver}")
 
 
-def mysql_url() -> str:
+def postgresql_url(driver: str = "asyncpg") -> str:
     """
-    Return the URL of a MySQL or MariaDB, or skip the test where there is none.
+    Return the URL of this process's database on the server of TEST_POSTGRES_URL, or on one embedded in this process.
     """
-    if not os.environ.get("TEST_MYSQL_URL"):
-        pytest.skip("TEST_MYSQL_URL names no MySQL or MariaDB")
-    return os.environ["TEST_MYSQL_URL"]
+    return driver_url(driver).render_as_string(hide_password=False)
+
+
+def mysql_url(driver: str) -> str:
+    """
+    Return the URL of this process's database on the server of TEST_MYSQL_URL, or skip the test without it.
+    """
+    return driver_url(driver).render_as_string(hide_password=False)
+
+
+def drop_databases() -> None:
+    """
+    Drop what this process has created.
+    """
+    while _drops:
+        _drops.pop()()
+    _postgresql.cache_clear()
+    _mysql.cache_clear()
 
 
 @functools.cache
-def postgresql_url() -> str:
-    """
-    Return the URL of TEST_POSTGRES_URL, or of a PostgreSQL embedded in this process, for asyncpg.
-    """
-    url = os.environ.get("TEST_POSTGRES_URL") or _embedded_postgresql()
-    return url.replace("postgresql://", "postgresql+asyncpg://", 1)
+def _postgresql() -> URL:
+    server = os.environ.get("TEST_POSTGRES_URL") or _embedded_postgresql()
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(server)
+        await connection.execute(statement)
+        await connection.close()
+
+    asyncio.run(execute(f"CREATE DATABASE {_NAME} TEMPLATE template0"))
+    _drops.append(lambda: asyncio.run(execute(f"DROP DATABASE {_NAME} WITH (FORCE)")))
+    return make_url(server).set(database=_NAME)
+
+
+@functools.cache
+def _mysql() -> URL:
+    if not os.environ.get("TEST_MYSQL_URL"):
+        pytest.skip("TEST_MYSQL_URL names no MySQL or MariaDB")
+    server = make_url(os.environ["TEST_MYSQL_URL"])
+
+    def execute(statement: str) -> None:
+        connection = pymysql.connect(
+            host=server.host, port=server.port or 3306, user=server.username, password=server.password or ""
+        )
+        connection.query(statement)
+        connection.close()
+
+    execute(f"CREATE DATABASE {_NAME}")
+    _drops.append(lambda: execute(f"DROP DATABASE {_NAME}"))
+    return server.set(database=_NAME)
 
 
 def _embedded_postgresql() -> str:

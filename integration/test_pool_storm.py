@@ -145,7 +145,10 @@ async def _sessions(watcher: AsyncEngine, name: str) -> int:
     """
     Ask the server, once it has noticed which sessions have ended.
     """
-    query = text("SELECT count(*) FROM pg_stat_activity WHERE application_name = :name")
+    # The server is shared with other processes, the database is not.
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
+    )
     seen = [-1]
     async with watcher.connect() as connection:
         while len(seen) < 100 and (len(seen) < 4 or len(set(seen[-3:])) > 1):

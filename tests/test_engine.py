@@ -539,6 +539,8 @@ def test_timeout(agent: Any, recording: Recording, url: str) -> None:
 
     async def main() -> None:
         engine = pooled(url)
+        async with engine.connect():  # no time is spent on it later
+            pass
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(statement(engine), 0.02)
         await engine.dispose()

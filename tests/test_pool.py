@@ -190,7 +190,7 @@ def test_pool_timeout(measured: Any, reader: InMemoryMetricReader, recording: Re
             await asyncio.sleep(0.03)
         with recording.tracer.start_as_current_span("caller"):
             waiting = asyncio.ensure_future(engine.connect().start())
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)  # it is in the queue by now
             pending.append(value(reader, "pending_requests"))
             with pytest.raises(sqlalchemy.exc.TimeoutError):
                 await waiting
