@@ -196,6 +196,7 @@ def test_old_attributes(postgresql: str, agent: Any, recording: Recording) -> No
         "db.user": url.username,
         "net.peer.name": url.host or url.query["host"],
         "net.peer.port": url.port,
+        "net.transport": "ip_tcp" if url.host else "other",
         "db.statement": "SELECT ?",
         "db.operation": "SELECT",
     }

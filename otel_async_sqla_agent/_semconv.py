@@ -7,6 +7,7 @@ the package that has them is private.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from opentelemetry.semconv.attributes.db_attributes import (
@@ -24,7 +25,16 @@ Attributes = dict[str, Any]
 
 # SQLAlchemy's dialect names to `db.system.name` and to the old `db.system`, where either differs.
 _SYSTEM_NAMES = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
-_KNOWN_SYSTEMS = frozenset({"cockroachdb", "mariadb", "mssql", "mysql", "oracle", "postgresql", "sqlite"})
+# The stable conventions leave a default port out.
+_DEFAULT_PORTS = {
+    "cockroachdb": 26257,
+    "mariadb": 3306,
+    "mssql": 1433,
+    "mysql": 3306,
+    "oracle": 1521,
+    "postgresql": 5432,
+    "sqlite": None,
+}
 
 
 class Database(NamedTuple):
@@ -55,8 +65,15 @@ class Database(NamedTuple):
         """
         Return the `db.system.name`.
         """
-        known = self.dialect if self.dialect in _KNOWN_SYSTEMS else "other_sql"
+        known = self.dialect if self.dialect in _DEFAULT_PORTS else "other_sql"
         return _SYSTEM_NAMES.get(known, known)
+
+    @property
+    def span_name(self) -> str:
+        """
+        Return the name of a span without a summary: the target, where it is neither a path nor anything else at all.
+        """
+        return self.namespace if self.namespace and re.fullmatch(r"\w+", self.namespace) else self.system
 
 
 def schema_url(names: AttributeNames) -> str:
@@ -71,17 +88,18 @@ def database_attributes(names: AttributeNames, database: Database) -> Attributes
     Return the attributes that every span of a database has.
     """
     old = {
-        "db.system": database.dialect if database.dialect in _KNOWN_SYSTEMS else "other_sql",
+        "db.system": database.dialect if database.dialect in _DEFAULT_PORTS else "other_sql",
         "db.name": database.namespace,
         "db.user": database.user,
         "net.peer.name": database.address,
         "net.peer.port": database.port,
+        "net.transport": database.address and ("other" if database.address.startswith("/") else "ip_tcp"),
     }
     stable = {
         DB_SYSTEM_NAME: database.system,
         DB_NAMESPACE: database.namespace,
         SERVER_ADDRESS: database.address,
-        SERVER_PORT: database.port,
+        SERVER_PORT: None if database.port == _DEFAULT_PORTS.get(database.dialect) else database.port,
     }
     return _chosen(names, old, stable)
 

@@ -49,6 +49,10 @@ class Target(NamedTuple):
 
     attributes: Attributes
     metric_attributes: Attributes
+    name: str
+    """
+    The name of a span of a statement that has no summary.
+    """
 
 
 class StatementFacts(NamedTuple):
@@ -92,6 +96,7 @@ class StatementCore:
             database.system,
             database_attributes(self.config.attribute_names, database),
             metric_attributes(database),
+            database.span_name,
         )
 
     def start_statement(
@@ -131,10 +136,10 @@ class StatementCore:
             attributes.update(more)
         if self._min_duration:
             bracket.if_it_is_slow = UnstartedSpan(
-                perf_counter(), target.tracer, facts.name, attributes, parent, time_ns()
+                perf_counter(), target.tracer, facts.name or target.name, attributes, parent, time_ns()
             )
         else:
-            bracket.attach(_start_span(target.tracer, facts.name, attributes, parent), parent)
+            bracket.attach(_start_span(target.tracer, facts.name or target.name, attributes, parent), parent)
 
     def start_call(
         self, bracket: Bracket, target: Target, name: str, *, current: bool = False, start_time: int | None = None
@@ -154,7 +159,7 @@ class StatementCore:
             return
         operation = "" if name == "connect" else name
         attributes = target.attributes | statement_attributes(
-            self.config.attribute_names, operation=operation, summary=operation, text=None
+            self.config.attribute_names, operation=operation, summary=name, text=None
         )
         span = _start_span(target.tracer, name, attributes, parent, start_time)
         if current:
@@ -189,7 +194,7 @@ class StatementCore:
         if bracket.measured is None:
             return
         started, duration, database, summary = bracket.measured
-        attributes = {**database, DB_QUERY_SUMMARY: summary}
+        attributes = {**database, DB_QUERY_SUMMARY: summary} if summary else dict(database)
         if error is not None:
             attributes.update(error_attributes(error))
         duration.record(perf_counter() - started, attributes)
@@ -225,14 +230,14 @@ class StatementCore:
             QueryText.OFF: "",
         }
         return StatementFacts(
-            name=summary or system,
+            name=summary,
             attributes=statement_attributes(
                 self.config.attribute_names,
                 operation=reading.operation,
                 summary=summary,
                 text=self._cut(texts[self.config.query_text]),
             ),
-            metric_summary=self._metric_summary(summary or system),
+            metric_summary=self._metric_summary(summary),
             excluded=self.config.exclude is not None and bool(self.config.exclude.search(sql)),
         )
 

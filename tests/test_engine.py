@@ -107,7 +107,11 @@ def test_span_contents(agent: Any, recording: Recording, url: str) -> None:
     agent()
     run(select_one(create_async_engine(url)))
     assert [
-        {"db.system.name": "sqlite", "db.namespace": url.partition("///")[2]},
+        {
+            "db.system.name": "sqlite",
+            "db.namespace": url.partition("///")[2],
+            "db.query.summary": "connect",
+        },
         {
             "db.system.name": "sqlite",
             "db.namespace": url.partition("///")[2],
