@@ -204,45 +204,6 @@ def test_old_attributes(postgresql: str, agent: Any, recording: Recording) -> No
     assert "canary" not in "".join(span.to_json() for span in recording.ended)
 
 
-def test_error_without_values(postgresql: str, schema: Schema, agent: Any, recording: Recording) -> None:
-    """
-    Unique violation, bad input and syntax error tell the SQLSTATE and nothing of the values.
-    """
-    agent(spans="statement")
-
-    async def fail(engine: AsyncEngine, statement: Any, parameters: Any = None) -> None:
-        with pytest.raises(DBAPIError):
-            async with engine.begin() as connection:
-                await connection.execute(statement, parameters)
-
-    async def main() -> None:
-        engine = create_async_engine(postgresql)
-        await create(engine, schema)
-        async with engine.begin() as connection:
-            await connection.execute(insert(schema.user).values(name="canary"))
-        recording.clear()
-        await fail(engine, insert(schema.user), [{"name": "canary"}])
-        await fail(engine, text("SELECT CAST('canary' AS integer)"))
-        await fail(engine, text("SELECT 1 'canary'"))
-        await fail(engine, text("SELECT CAST(:x AS integer)"), {"x": "canary"})
-        await fail(engine, insert(schema.user), [{"name": "canary" * 50}])
-        await fail(
-            engine, text("DO 'BEGIN RAISE EXCEPTION ''canary is locked'' USING ERRCODE = ''check_violation''; END'")
-        )
-        await engine.dispose()
-
-    run(main())
-    assert [(span.attributes["error.type"], span.status.description) for span in recording.ended] == [
-        ("23505", "duplicate key value violates unique constraint ?"),
-        ("22P02", "invalid input syntax for type integer: ?"),
-        ("42601", "syntax error at or near ?"),
-        ("22000", "invalid input for query argument $?"),
-        ("22001", "value too long for type character varying(?)"),
-        ("23514", None),
-    ]
-    assert "canary" not in "".join(span.to_json() for span in recording.ended)
-
-
 def test_cancellation_and_timeouts(postgresql: str, agent: Any, recording: Recording) -> None:
     """
     Cancelled by a task, by a time-out of the application and by the server's: three different errors.

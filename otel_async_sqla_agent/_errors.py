@@ -5,7 +5,7 @@ Tell what a span says of an exception, without any value that the exception carr
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opentelemetry.semconv.attributes.db_attributes import DB_RESPONSE_STATUS_CODE
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
@@ -14,15 +14,27 @@ from opentelemetry.trace import Span, Status, StatusCode
 
 # Values stand in quotes (PostgreSQL: `invalid input syntax for type integer: "abc"`) or are numbers. Servers do not
 # escape a quote inside a value (MySQL: `Duplicate entry 'it's' for key 'x'`), so all from the first quote to the
-# last is masked.
-# Servers that speak other languages than English have other quotes.
-_QUOTE = "['\"`«»‹›„“”‟‚‘’‛「」]"
+# last is masked. Servers that speak other languages than English have other quotes. That of `doesn't` is none.
+_QUOTE = "(?:(?!(?<=n)'t\\b)['\"`«»‹›„“”‟‚‘’‛「」])"
 _QUOTED_OR_NUMBER = re.compile(rf"{_QUOTE}(?:.*{_QUOTE}|.*)|(?<![\w.])[+-]?\d[\w.]*")
 # After a colon a message is kept only while it is names (SQLite: `UNIQUE constraint failed: users.email`):
 # asyncpg puts the repr of a parameter there.
 _NAMES = re.compile(r"[\w.]+(?:, [\w.]+)*")
-# Raised by the application's own SQL (RAISE EXCEPTION, SIGNAL, RAISE(ABORT)): the message is free text.
-_RAISED_BY_SQL = frozenset({"P0001", "1644", "1811"})
+# Raised by the application's own SQL: the message is free text. PostgreSQL's languages can give it any code, but the
+# server tells the source file.
+_RAISED_BY_SQL = frozenset({"P0001", "P0004", "1811"})
+_LANGUAGES = re.compile(r"pl(?:_|py|perl|tcl|v8)")
+# What MySQL and MariaDB say themselves: SIGNAL can give any text any number.
+_MYSQLS_OWN = re.compile(
+    r"(?:Access denied for user|Can't connect to MySQL server on|Can't DROP|Check constraint|Column"
+    r"|Data (?:too long|truncated) for column|Duplicate (?:column name|entry|key name)|Field|Incorrect [\w ]+ value:"
+    r"|Out of range value for column|Table|Truncated incorrect [\w ]+ value:|Unknown (?:column|database|table)) '"
+    r"|CONSTRAINT `"
+    r"|Cannot (?:add or update a child|delete or update a parent) row|Column count doesn't match value count"
+    r"|Deadlock found when trying to get lock|Lock wait timeout exceeded|Lost connection to MySQL server"
+    r"|MySQL server has gone away|Query execution was interrupted|Subquery returns more than 1 row"
+    r"|Too many connections|You have an error in your SQL syntax"
+)
 # What SQLite says itself: Python 3.10 does not tell the code by which RAISE is known.
 _SQLITES_OWN = re.compile(r"[\w ]+ constraint failed|no such |near |unable to open |database |incomplete input")
 # An application's own exception (in a `creator`, a listener) may say anything.
@@ -92,14 +104,21 @@ def _message(error: BaseException, code: str | None) -> str:
     driver = type(error).__module__.partition(".")[0]
     if isinstance(error, OSError) and driver not in _DRIVERS:
         return error.strerror or ""
-    raised = code in _RAISED_BY_SQL or getattr(error, "server_source_function", None) == "exec_stmt_raise"
-    if driver not in _DRIVERS or raised or (driver == "sqlite3" and code is None and not _is_sqlites_own(error)):
-        return ""
-    return mask_message(error)
+    return "" if driver not in _DRIVERS or _is_free_text(error, driver, code) else mask_message(error)
 
 
-def _is_sqlites_own(error: BaseException) -> bool:
-    return _SQLITES_OWN.match(str(error)) is not None
+def _is_free_text(error: Any, driver: str, code: str | None) -> bool:
+    """
+    Tell whether the application's own SQL may have worded the message.
+    """
+    if driver == "sqlite3" and code is None:
+        return _SQLITES_OWN.match(str(error)) is None
+    if _has_vendor_number(error):
+        return _MYSQLS_OWN.match(str(error.args[-1])) is None
+    source = getattr(error, "server_source_filename", None) or getattr(
+        getattr(error, "diag", None), "source_file", None
+    )
+    return code in _RAISED_BY_SQL or _LANGUAGES.match(source or "") is not None
 
 
 def mask_message(error: BaseException) -> str:
@@ -123,16 +142,16 @@ def _original(error: BaseException) -> BaseException:
 
 
 def _status_code(error: BaseException) -> str | None:
+    if _has_vendor_number(error):
+        return str(error.args[0])
     code = getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorcode", None)
-    if code is None and _has_vendor_number(error):
-        code = error.args[0]
     return None if code is None else str(code)
 
 
 def _has_vendor_number(error: BaseException) -> bool:
     """
-    Recognise the MySQL drivers' exceptions, whose first argument is the server's error number.
+    Recognise the MySQL drivers' exceptions, whose first argument is the server's error number, or the client's.
     """
     return type(error).__module__.startswith(("pymysql.", "asyncmy.")) and bool(
-        error.args and isinstance(error.args[0], int)
+        error.args and isinstance(error.args[0], int) and error.args[0]
     )

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from types import SimpleNamespace
 
+import pymysql
 import pytest
 from greenlet import GreenletExit
 
@@ -64,23 +66,54 @@ def test_driver_exception_below_sqlalchemys() -> None:
     assert expected == error_facts(adapted) == error_facts(wrapped)
 
 
-def test_mysql_number() -> None:
+def mysql_error(*args: object) -> Exception:
+    return type("IntegrityError", (Exception,), {"__module__": "pymysql.err", "sqlstate": "23000"})(*args)
+
+
+@pytest.mark.parametrize(
+    ("number", "message", "masked"),
+    [
+        pytest.param(1062, "Duplicate entry 'canary' for key 'email'", "Duplicate entry ?", id="quoted-value"),
+        pytest.param(1146, "Table 'shop.tea' doesn't exist", "Table ? doesn't exist", id="apostrophe"),
+        pytest.param(1366, "Incorrect integer value: 'canary' for column `t`.`id` at row 1", "Incorrect integer value",
+                     id="value-after-colon"),
+        pytest.param(2003, "Can't connect to MySQL server on 'canary'", "Can't connect to MySQL server on ?",
+                     id="clients-own"),
+        pytest.param(1213, "Deadlock found when trying to get lock; try restarting transaction", None, id="plain"),
+        pytest.param(1644, "canary is locked", "", id="signal"),
+        pytest.param(1062, "canary is locked", "", id="signal-with-another-number"),
+    ],
+)  # fmt: skip
+def test_mysql(number: int, message: str, masked: str | None) -> None:
     """
-    The MySQL drivers' error number is the status code; the message of a SIGNAL is the application's own.
+    The MySQL drivers' number is the code, not the SQLSTATE; a message that SIGNAL may have worded is left out.
     """
-    mysql = type("IntegrityError", (Exception,), {"__module__": "pymysql.err"})
-    assert ErrorFacts("pymysql.err.IntegrityError", "Duplicate entry ?", "1062") == error_facts(
-        mysql(1062, "Duplicate entry 'canary' for key 'email'")
-    )
-    assert ErrorFacts("pymysql.err.IntegrityError", "", "1644") == error_facts(mysql(1644, "canary"))
+    expected = ErrorFacts("pymysql.err.IntegrityError", message if masked is None else masked, str(number))
+    assert expected == error_facts(mysql_error(number, message))
+
+
+def test_mysql_without_number() -> None:
+    """
+    What a MySQL driver says of itself has no code.
+    """
+    facts = error_facts(pymysql.err.InterfaceError(0, "Not connected"))
+    assert facts is not None
+    assert facts.status_code is None
+
+
+def postgresql_error(module: str, sqlstate: str, **attributes: object) -> Exception:
+    return type("E", (Exception,), {"__module__": module, "sqlstate": sqlstate, **attributes})("canary is locked")
 
 
 @pytest.mark.parametrize(
     "error",
     [
         pytest.param(RuntimeError("cannot log in to vault with token canary"), id="applications-own"),
-        pytest.param(type("E", (Exception,), {"__module__": "asyncpg.exceptions", "sqlstate": "23514",
-                          "server_source_function": "exec_stmt_raise"})("canary is locked"), id="raise-using-errcode"),
+        pytest.param(postgresql_error("asyncpg.exceptions", "23514", server_source_filename="pl_exec.c"),
+                     id="raise-using-errcode"),
+        pytest.param(postgresql_error("psycopg.errors", "23514", diag=SimpleNamespace(source_file="plpy_elog.c")),
+                     id="python-in-postgresql"),
+        pytest.param(postgresql_error("asyncpg.exceptions", "P0004"), id="assert-without-source"),
         pytest.param(sqlite3.IntegrityError("customer canary is blocked"), id="sqlite-raise-without-code"),
     ],
 )  # fmt: skip
