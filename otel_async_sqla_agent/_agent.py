@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer, TracerProvider
     from sqlalchemy.engine import Engine
 
+    from ._connections import Connections
     from ._contrib import ContribSQLAlchemy
+    from ._contrib_drivers import ContribDriver
+    from ._driver import DriverLayer
     from ._engine import EngineLayer
+    from ._first_connect import FirstConnect
+    from ._guard import Guard
+    from ._metrics import Metrics
+    from ._pool import PoolRegistry
+    from ._statement import StatementCore
 
 _logger = logging.getLogger("otel_async_sqla_agent")
 
@@ -51,6 +59,12 @@ class Agent:
         self._meter_provider = meter_provider
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._contrib: ContribSQLAlchemy | None = None
+        self._contrib_drivers: list[ContribDriver] = []
+        self._contrib_of: dict[str, tuple[bool, TracerProvider | None]] = {}
+        self._modules: dict[str, ModuleType] = {}
+        self._waiting: dict[str, FirstConnect] = {}
+        self._started = False
+        self._uncovered: set[str] = set()
         self._lock = threading.RLock()
         self._active = True
         self._announced = False
@@ -84,6 +98,85 @@ class Agent:
             for engine in list(self._engines):
                 self.instrument_engine(engine)
 
+    def driver_imported(self, module: ModuleType) -> None:
+        """
+        Instrument an async driver, when its first connection is made.
+        """
+        from ._first_connect import FirstConnect, tell_unknown
+
+        try:
+            first_connect = FirstConnect(module, self._start)
+        except AttributeError as error:
+            tell_unknown(module, error)
+            return
+        with self._lock:
+            self._modules[module.__name__] = module
+            if self._started:
+                self.step_in(module.__name__)
+            elif self._active:
+                self._waiting[module.__name__] = first_connect
+                first_connect.install()
+
+    def contrib_driver_imported(self, module: ModuleType) -> None:
+        """
+        Keep contrib's instrumentor for a driver away from what is ours.
+        """
+        from ._contrib_drivers import ContribDriver
+
+        with self._lock:
+            contrib = ContribDriver(module, self)
+            self._contrib_drivers.append(contrib)
+            self._undo.append(contrib.uninstall)
+
+    def step_back(self, driver: str) -> None:
+        """
+        Give a driver's functions back for the moment in which contrib puts its own there, or takes them away.
+        """
+        with self._lock:
+            if driver in self._waiting:
+                self._waiting[driver].uninstall()
+            elif self._started:
+                self._driver_layer.step_back(driver)
+
+    def step_in(
+        self, driver: str, *, contrib: bool | None = None, tracer_provider: TracerProvider | None = None
+    ) -> None:
+        """
+        Stand in front of a driver again.
+
+        Args:
+            driver: The driver's name.
+            contrib: Whether contrib's functions are there; None if that is as before.
+            tracer_provider: Where contrib was told that spans go, if it was.
+        """
+        with self._lock:
+            if contrib is not None:
+                self._contrib_of[driver] = contrib, tracer_provider
+            if driver in self._waiting:
+                self._waiting[driver].install()
+            elif self._started and driver in self._modules:
+                contrib, provider = self._contrib_of.get(driver, (False, None))
+                tracer = self._default_tracer if provider is None else self._tracer(provider)
+                self._driver_layer.instrument(self._modules[driver], contrib=contrib, tracer=tracer)
+
+    def _start(self) -> None:
+        """
+        Load the driver layer, once a connection is about to be made; never raises an `Exception`.
+        """
+        try:
+            with self._lock:
+                if self._active and not self._started:
+                    self._started = True
+                    self._stop_waiting()
+                    for driver in self._modules:
+                        self.step_in(driver)
+        except Exception:
+            _logger.exception("otel-async-sqla-agent could not instrument the drivers; they work without spans")
+
+    def _stop_waiting(self) -> None:
+        while self._waiting:
+            self._waiting.popitem()[1].uninstall()
+
     def instrument_engine(
         self,
         sync_engine: Engine,
@@ -113,6 +206,7 @@ class Agent:
         """
         with self._lock:
             self._active = False
+            self._stop_waiting()
             while self._undo:
                 try:
                     self._undo.pop()()
@@ -120,33 +214,73 @@ class Agent:
                     _logger.exception("otel-async-sqla-agent could not give something back")
 
     @functools.cached_property
-    def _layer(self) -> EngineLayer:
-        from . import __version__
-        from ._engine import EngineLayer
-        from ._guard import Guard
-        from ._metrics import Metrics
-        from ._pool import PoolRegistry
-        from ._statement import StatementCore
+    def _config(self) -> Config:
+        return Config.from_env(self._environ)
 
-        self._config = Config.from_env(self._environ)
-        _warn_of_missing_layer(self._config.mode)
-        registry = PoolRegistry()
-        metrics = Metrics(
+    @functools.cached_property
+    def _registry(self) -> PoolRegistry:
+        from ._pool import PoolRegistry
+
+        return PoolRegistry()
+
+    @functools.cached_property
+    def _connections(self) -> Connections:
+        from ._connections import Connections
+
+        return Connections()
+
+    @functools.cached_property
+    def _metrics(self) -> Metrics:
+        from . import __version__
+        from ._metrics import Metrics
+
+        return Metrics(
             enabled=self._config.metrics,
             meter_provider=self._meter_provider,
             version=__version__,
-            observed=registry.callbacks,
+            observed=self._registry.callbacks,
         )
-        core = StatementCore(self._config, metrics, global_provider=self._tracer_provider is None)
-        engine_guard, pool_guard = (Guard(layer, __version__, self._meter_provider) for layer in ("engine", "pool"))
-        layer = EngineLayer(core, engine_guard, pool_guard, metrics, registry)
+
+    @functools.cached_property
+    def _core(self) -> StatementCore:
+        from ._statement import StatementCore
+
+        return StatementCore(self._config, self._metrics, global_provider=self._tracer_provider is None)
+
+    @functools.cached_property
+    def _engine_layer(self) -> EngineLayer:
+        from ._engine import EngineLayer
+
+        layer = EngineLayer(
+            self._core,
+            self._guard("engine"),
+            self._guard("pool"),
+            self._metrics,
+            self._registry,
+            self._connections,
+        )
         self._undo.append(layer.uninstrument)
         return layer
+
+    @functools.cached_property
+    def _driver_layer(self) -> DriverLayer:
+        from ._driver import DriverLayer
+
+        layer = DriverLayer(self._core, self._guard("driver"), self._connections)
+        self._undo.append(layer.uninstrument)
+        return layer
+
+    def _guard(self, layer: str) -> Guard:
+        from . import __version__
+        from ._guard import Guard
+
+        return Guard(layer, __version__, self._meter_provider)
 
     def _instrument_engine(
         self, sync_engine: Engine, tracer_provider: TracerProvider | None, contrib_tracer: Tracer | None
     ) -> None:
-        new = self._layer.instrument(sync_engine, self._default_tracer)
+        self._start()
+        new = self._engine_layer.instrument(sync_engine, self._default_tracer, self._mode(sync_engine))
         self._engines.add(sync_engine)
         if not self._announced:
             self._announced = True
@@ -155,9 +289,26 @@ class Agent:
             contrib_tracer = self._contrib.take_over(sync_engine) or contrib_tracer
             tracer_provider = tracer_provider or (self._contrib.tracer_provider if new else None)
         if tracer_provider is not None:
-            self._layer.use_tracer(sync_engine, self._tracer(tracer_provider))
+            self._engine_layer.use_tracer(sync_engine, self._tracer(tracer_provider))
         elif self._goes_elsewhere(contrib_tracer):
-            self._layer.use_tracer(sync_engine, contrib_tracer)
+            self._engine_layer.use_tracer(sync_engine, contrib_tracer)
+
+    def _mode(self, sync_engine: Engine) -> Mode:
+        """
+        Return the mode of one engine: a driver that makes no spans leaves all of them to the engine layer.
+        """
+        mode, driver = self._config.mode, sync_engine.dialect.driver
+        if mode not in (Mode.DRIVER, Mode.BOTH) or self._driver_layer.covers(sync_engine.dialect):
+            return mode
+        if driver not in self._uncovered:
+            self._uncovered.add(driver)
+            _logger.warning(
+                "%s=%s: no spans are made of the calls of %s, so the engine layer makes those of its engines",
+                OTEL_ASYNC_SQLA_MODE,
+                mode.value,
+                driver,
+            )
+        return Mode.ENGINE
 
     def _goes_elsewhere(self, contrib_tracer: Tracer | None) -> TypeGuard[Tracer]:
         """
@@ -186,12 +337,13 @@ class Agent:
     def _log_start(self, sync_engine: Engine) -> None:
         from . import __version__
 
+        aside = [contrib.distribution for contrib in (self._contrib, *self._contrib_drivers) if contrib is not None]
         _logger.info(
             "otel-async-sqla-agent %s instruments async engines: mode %s, driver %s, stepped aside: %s",
             __version__,
             self._config.mode.value,
             sync_engine.dialect.driver,
-            "nothing" if self._contrib is None else "opentelemetry-instrumentation-sqlalchemy",
+            ", ".join(aside) or "nothing",
         )
 
     def _wrap_init(self, async_engine: Any) -> None:
@@ -209,13 +361,3 @@ class Agent:
                 async_engine.__init__ = original
 
         self._undo.append(unwrap)
-
-
-def _warn_of_missing_layer(mode: Mode) -> None:
-    if mode in (Mode.DRIVER, Mode.BOTH):
-        _logger.warning(
-            "%s=%s needs the driver layer, which this version does not have: the engine layer makes the spans, "
-            "as with `engine`",
-            OTEL_ASYNC_SQLA_MODE,
-            mode.value,
-        )

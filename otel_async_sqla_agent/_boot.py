@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 _MODE = "OTEL_ASYNC_SQLA_MODE"
 _DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
+_CONTRIB = "opentelemetry.instrumentation"
 # Module to the method of the agent that hears of it.
 _HOOKS = {
     # This module, not the package: `async_engine_from_config` uses the names in here.
     "sqlalchemy.ext.asyncio.engine": "sqlalchemy_imported",
-    "opentelemetry.instrumentation.sqlalchemy": "contrib_imported",
+    f"{_CONTRIB}.sqlalchemy": "contrib_imported",
+    **dict.fromkeys(("aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg"), "driver_imported"),
+    **{f"{_CONTRIB}.{name}": "contrib_driver_imported" for name in ("asyncpg", "psycopg", "sqlite3")},
 }
 
 _active: _Activation | None = None
@@ -43,7 +46,10 @@ class _Activation:
         self._environ = environ
         self._providers = providers
         self._agent: Agent | None = None
-        self.hook = ImportHook({module: self._guarded(method) for module, method in _HOOKS.items()})
+        disabled = _disabled(environ)
+        self.hook = ImportHook(
+            {module: self._guarded(method) for module, method in _HOOKS.items() if module not in disabled}
+        )
 
     def agent(self) -> Agent:
         with _lock:
@@ -112,14 +118,20 @@ def deactivate() -> None:
         _log_failure("could not be deactivated")
 
 
+def _disabled(environ: Mapping[str, str]) -> set[str]:
+    """
+    Return the instrumentations that are not wanted: this one's name, or a driver's.
+    """
+    return {name.strip() for name in environ.get(_DISABLED, "").split(",")}
+
+
 def _switched_off(environ: Mapping[str, str]) -> bool:
     """
     Tell whether the environment wants no agent; the launcher calls us even then.
     """
-    disabled = {name.strip() for name in environ.get(_DISABLED, "").split(",")}
     return (
         environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
-        or not disabled.isdisjoint({"async_sqla", "*"})
+        or not _disabled(environ).isdisjoint({"async_sqla", "*"})
         or environ.get(_MODE, "").strip().lower() == "off"
     )
 

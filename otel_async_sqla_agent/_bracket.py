@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
     from ._errors import ErrorFacts
     from ._semconv import Attributes
+    from ._statement import Target
+
+
+# What a driver's call is, as bits: which of them nest in a bracket, and make spans of their own there.
+STATEMENT, TRANSACTION, CONNECT = 1, 2, 4
 
 
 class UnstartedSpan(NamedTuple):
@@ -29,6 +34,11 @@ class UnstartedSpan(NamedTuple):
     """
 
     since: float
+    least: float
+    """
+    The least seconds that a successful call takes to make one; infinite where only a failure does.
+    """
+
     tracer: Tracer
     name: str
     attributes: Attributes
@@ -53,7 +63,10 @@ class Bracket:
         "if_it_fails",
         "if_it_is_slow",
         "measured",
+        "more",
+        "nests",
         "owner",
+        "parameterised",
         "span",
     )
 
@@ -67,25 +80,44 @@ class Bracket:
         """
         SQLAlchemy's execution context, where the bracket stays open between calls: only its own calls pass through.
         """
+        self.nests = 0
+        """
+        The calls of the driver that make spans of their own in this bracket.
+        """
+        self.parameterised: bool | None = None
+        """
+        What the engine knows of the text that its driver is going to execute; None where it is not for the driver.
+        """
+        self.more: Attributes | None = None
+        """
+        What the driver's first statement in this bracket says besides.
+        """
         self.span: Span | None = None
         self.error: ErrorFacts | None = None
         """
         What went wrong in a call further down.
         """
-        self.if_it_fails: tuple[str, int] | None = None
+        self.if_it_fails: tuple[Target, str, int] | None = None
         """
-        Name and start time of the span that is made only if the call fails.
+        Target, name and start time of the span that is made only if the call fails.
         """
         self.if_it_is_slow: UnstartedSpan | None = None
         """
-        The span that is made only if the statement takes long enough, or fails.
+        The span that is made only if the statement fails, or takes long enough.
         """
         self.measured: tuple[float, Histogram, Attributes, str] | None = None
         """
         Start on the clock of `perf_counter`, the metric, and what it says: of the database, and the summary.
         """
-        self._outer = _open_bracket.set(self)
+        self._outer: Token[Bracket | None] | None = _open_bracket.set(self)
         self._attached: Token[Context] | None = None
+
+    @property
+    def target(self) -> Target | None:
+        """
+        Return the owner's, if it is an engine.
+        """
+        return getattr(self.owner, "target", None)
 
     def encloses(self, owner: object, args: Sequence[object]) -> bool:
         """
@@ -102,15 +134,18 @@ class Bracket:
 
     def close(self) -> None:
         """
-        Make current again what was; the span itself goes on.
+        Make current again what was; the span itself goes on. Closing it again does nothing.
         """
         self.active = False
+        outer, self._outer = self._outer, None
+        if outer is None:
+            return
+        try:
+            _open_bracket.reset(outer)
+        except ValueError:
+            return  # closed in another context, in which nothing was attached: the flag is what counts
         if self._attached is not None:
             context.detach(self._attached)
-        try:
-            _open_bracket.reset(self._outer)
-        except ValueError:  # closed in another context: the flag is what counts
-            pass
 
 
 _open_bracket: ContextVar[Bracket | None] = ContextVar("otel_async_sqla_bracket", default=None)

@@ -94,15 +94,17 @@ class Config:
         Read the variables; a bad value warns once and leaves the default.
         """
         read = _Reader(environ)
+        mode = read(OTEL_ASYNC_SQLA_MODE, _member(Mode), _names(Mode), cls.mode)
         return cls(
-            mode=read(OTEL_ASYNC_SQLA_MODE, _member(Mode), _names(Mode), cls.mode),
+            mode=mode,
             spans=read(OTEL_ASYNC_SQLA_SPANS, _spans, f"none, or a list of {_names(SpanType)}", cls.spans),
             query_text=read(OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text),
             query_max_length=read(
                 OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH, _length, "a whole number from 1", cls.query_max_length
             ),
-            min_duration_ms=read(
-                OTEL_ASYNC_SQLA_MIN_DURATION_MS, _milliseconds, "a number of milliseconds", cls.min_duration_ms
+            min_duration_ms=_nestable(
+                mode,
+                read(OTEL_ASYNC_SQLA_MIN_DURATION_MS, _milliseconds, "a number of milliseconds", cls.min_duration_ms),
             ),
             require_parent=read(OTEL_ASYNC_SQLA_REQUIRE_PARENT, _boolean, "true, false", cls.require_parent),
             exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
@@ -159,6 +161,22 @@ def _milliseconds(value: str) -> float:
     if not 0 <= milliseconds < math.inf:
         raise ValueError(value)
     return milliseconds
+
+
+def _nestable(mode: Mode, min_duration_ms: float) -> float:
+    """
+    Return the least duration that the mode allows: a span made afterwards cannot be the parent of the driver's.
+    """
+    if mode is Mode.BOTH and min_duration_ms:
+        _logger.warning(
+            "%s=%g is ignored with %s=both, where the engine's spans begin before it is known how long they take; "
+            "use auto, engine or driver",
+            OTEL_ASYNC_SQLA_MIN_DURATION_MS,
+            min_duration_ms,
+            OTEL_ASYNC_SQLA_MODE,
+        )
+        return 0
+    return min_duration_ms
 
 
 def _boolean(value: str) -> bool:

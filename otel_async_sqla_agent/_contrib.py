@@ -58,6 +58,8 @@ class ContribSQLAlchemy:
             TracerProvider that contrib was given, and contrib's tracer; each of the last two may be None.
     """
 
+    distribution = "opentelemetry-instrumentation-sqlalchemy"
+
     def __init__(
         self, module: ModuleType, instrument_engine: Callable[[Engine, TracerProvider | None, Tracer | None], None]
     ) -> None:

@@ -11,26 +11,26 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Iterator
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from ._bracket import Bracket, open_bracket
-from ._config import SpanType
+from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
+from ._config import Mode, SpanType
 from ._errors import error_facts
 from ._pool import EnginePools, take_checkout
 from ._semconv import Database
-from ._statement import end_span
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
     from sqlalchemy.engine import Dialect, Engine
 
+    from ._connections import Connections
     from ._guard import Guard
     from ._metrics import Metrics
     from ._pool import PoolRegistry
-    from ._statement import StatementCore
+    from ._statement import StatementCore, Target
 
 _Call = Callable[..., Any]
 
@@ -50,7 +50,15 @@ _TRANSACTION_CALLS = {
     "do_rollback_twophase": "ROLLBACK PREPARED",
     "do_recover_twophase": "RECOVER PREPARED",
 }
-_SILENT_CALLS = ("do_ping", "do_close", "do_terminate")
+_SILENT_CALLS = (
+    "do_ping",
+    "do_close",
+    "do_terminate",
+    "get_isolation_level",
+    "set_isolation_level",
+    "set_readonly",
+    "set_deferrable",
+)
 
 
 class EngineLayer:
@@ -59,9 +67,16 @@ class EngineLayer:
     """
 
     def __init__(
-        self, core: StatementCore, guard: Guard, pool_guard: Guard, metrics: Metrics, registry: PoolRegistry
+        self,
+        core: StatementCore,
+        guard: Guard,
+        pool_guard: Guard,
+        metrics: Metrics,
+        registry: PoolRegistry,
+        connections: Connections,
     ) -> None:
         self._core = core
+        self._connections = connections
         self._guard = guard
         self._pool_guard = pool_guard
         self._metrics = metrics
@@ -69,9 +84,14 @@ class EngineLayer:
         self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
         self._unwrap_connect: Callable[[], None] | None = None
 
-    def instrument(self, sync_engine: Engine, tracer: Tracer) -> bool:
+    def instrument(self, sync_engine: Engine, tracer: Tracer, mode: Mode) -> bool:
         """
         Instrument an engine.
+
+        Args:
+            sync_engine: The engine behind an `AsyncEngine`.
+            tracer: Where its spans go.
+            mode: Which layers make them.
 
         Returns:
             False if it is instrumented already.
@@ -82,7 +102,7 @@ class EngineLayer:
         if self._unwrap_connect is None:
             self._unwrap_connect = _wrap_connect()
         pools = EnginePools(self._core, self._pool_guard, self._metrics, self._registry)
-        state = EngineState(self._core, self._guard, pools, sync_engine, tracer)
+        state = EngineState(self._core, self._guard, pools, self._connections, sync_engine, tracer, mode)
         try:
             state.wrap(dialect)
         except BaseException:
@@ -121,11 +141,25 @@ class EngineState:
     What is kept for one engine: where its spans go, and which methods of its dialect are bracketed.
     """
 
+    target: Target
+    """
+    Where its spans go, and what all of them say.
+    """
+
     def __init__(
-        self, core: StatementCore, guard: Guard, pools: EnginePools, sync_engine: Engine, tracer: Tracer
+        self,
+        core: StatementCore,
+        guard: Guard,
+        pools: EnginePools,
+        connections: Connections,
+        sync_engine: Engine,
+        tracer: Tracer,
+        mode: Mode,
     ) -> None:
         self.tracer = tracer
         self.pools = pools
+        self._connections = connections
+        self._mode = mode
         self._core = core
         self._guard = guard
         self._url = sync_engine.url
@@ -146,7 +180,7 @@ class EngineState:
             port=self._url.port,
             user=self._url.username,
         )
-        self._target = self.pools.target = self._core.target(self.tracer, database)
+        self.target = self.pools.target = self._core.target(self.tracer, database)
         return database
 
     def wrap(self, dialect: Dialect) -> None:
@@ -179,15 +213,19 @@ class EngineState:
             else:
                 setattr(dialect, name, previous)
 
-    def connect(self, dialect: Dialect, connect: _Call) -> Any:
+    def connect(self, dialect: Dialect, record: Any, connect: _Call) -> Any:
         """
         Make a real connection: all of it is one span, which is not made current.
         """
         started = perf_counter()
         result = self._bracket(self._begin_connect, connect)()
         self.pools.guard.run(self.pools.created, perf_counter() - started)
-        self._guard.run(self.refresh, dialect)
+        self._guard.run(self._connected, dialect, record)
         return result
+
+    def _connected(self, dialect: Dialect, record: Any) -> None:
+        self._connections.add(record.driver_connection, self)
+        self.refresh(dialect)
 
     def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:
         original = getattr(dialect, name)
@@ -248,53 +286,34 @@ class EngineState:
             raise
 
     def _close(self, bracket: Bracket, error: BaseException | None) -> None:
-        # Not by `guard.run`: a span that is open ends, also where the layer has been switched off since.
-        facts = None
-        try:
-            facts = None if error is None else error_facts(error) or bracket.error
-            self._core.record_duration(bracket, facts)
-        except Exception as failure:  # noqa: BLE001
-            self._guard.failed(failure)
-        finally:
-            bracket.close()
-        try:
-            self._core.start_if_slow(bracket, facts)
-            if bracket.span is None and facts is not None and bracket.if_it_fails is not None:
-                name, start_time = bracket.if_it_fails
-                self._core.start_call(bracket, self._target, name, start_time=start_time)
-            if bracket.span is not None:
-                end_span(bracket.span, facts)
-        except Exception as failure:  # noqa: BLE001
-            self._guard.failed(failure)
+        self._core.close(bracket, error, self._guard)
 
     def _begin_execute(
         self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
     ) -> None:
-        self._core.start_statement(
-            bracket,
-            self._target,
-            statement,
-            parameterised=_parameterised(parameters, context),
-            batch_size=0,
-            more=take_checkout(context),
-        )
+        self._begin_statement(bracket, statement, _parameterised(parameters, context), 0, context)
 
     def _begin_executemany(
         self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
     ) -> None:
-        self._core.start_statement(
-            bracket,
-            self._target,
-            statement,
-            parameterised=_parameterised(parameters, context),
-            batch_size=len(parameters),
-            more=take_checkout(context),
-        )
+        self._begin_statement(bracket, statement, _parameterised(parameters, context), len(parameters), context)
 
     def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None) -> None:
+        self._begin_statement(bracket, statement, False, 0, context)
+
+    def _begin_statement(
+        self, bracket: Bracket, statement: Any, parameterised: bool, batch_size: int, context: Any
+    ) -> None:
+        bracket.parameterised, more = parameterised, take_checkout(context)
+        if self._mode is Mode.DRIVER:
+            bracket.more = more
+            bracket.nests = STATEMENT | TRANSACTION
+            return
         self._core.start_statement(
-            bracket, self._target, statement, parameterised=False, batch_size=0, more=take_checkout(context)
+            bracket, self.target, statement, parameterised=parameterised, batch_size=batch_size, more=more
         )
+        if self._mode is Mode.BOTH and bracket.span is not None:
+            bracket.nests = STATEMENT | TRANSACTION
 
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
         # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.
@@ -303,15 +322,14 @@ class EngineState:
         self._begin_executemany(bracket, None, statement, parameters, context)
 
     def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
-        spans = self._core.config.spans
-        if SpanType.TRANSACTION not in spans:
-            bracket.if_it_fails = (name, time_ns()) if spans else None
-        elif name not in ("COMMIT", "ROLLBACK") or not _sends_nothing(connection):
-            self._core.start_call(bracket, self._target, name, current=True)
+        if name not in ("COMMIT", "ROLLBACK") or not _sends_nothing(connection):
+            self._core.start_transaction(bracket, self.target, name)
 
     def _begin_connect(self, bracket: Bracket) -> None:
-        if SpanType.CONNECT in self._core.config.spans:
-            self._core.start_call(bracket, self._target, "connect")
+        if self._mode is Mode.DRIVER:
+            bracket.nests = CONNECT
+        elif SpanType.CONNECT in self._core.config.spans:
+            self._core.start_call(bracket, self.target, "connect")
 
 
 def _note_error(bracket: Bracket, error: BaseException) -> None:
@@ -340,7 +358,7 @@ def _wrap_connect() -> Callable[[], None]:
         state: EngineState | None = getattr(dialect, _STATE, None)
         if state is None:
             return wrapped(*args, **kwargs)
-        return state.connect(dialect, functools.partial(wrapped, *args, **kwargs))
+        return state.connect(dialect, record, functools.partial(wrapped, *args, **kwargs))
 
     wrapper = wrapt.wrap_function_wrapper(_ConnectionRecord, _CONNECT, connect)
 
@@ -363,12 +381,15 @@ def _parameterised(parameters: Any, context: Any) -> bool:
 
 def _sends_nothing(connection: Any) -> bool:
     """
-    Tell whether COMMIT or ROLLBACK stays in the driver: asyncpg and SQLite without a transaction.
+    Tell whether COMMIT or ROLLBACK stays in the driver: asyncpg, psycopg and SQLite without a transaction.
     """
     connection = getattr(connection, "dbapi_connection", connection)
     if hasattr(connection, "_transaction"):
         return connection._transaction is None
+    driver_connection = getattr(connection, "_connection", None)
+    if (pgconn := getattr(driver_connection, "pgconn", None)) is not None:
+        return bool(pgconn.transaction_status == 0)  # idle, in libpq's words
     try:
-        return getattr(getattr(connection, "_connection", None), "in_transaction", None) is False
+        return getattr(driver_connection, "in_transaction", None) is False
     except Exception:  # noqa: BLE001 - aiosqlite raises from the property where the connection is closed
         return False

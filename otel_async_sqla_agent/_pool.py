@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from opentelemetry import trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Status, StatusCode
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -147,6 +146,10 @@ class EnginePools:
     """
 
     def __init__(self, core: StatementCore, guard: Guard, metrics: Metrics, registry: PoolRegistry) -> None:
+        # Not above: the registry is also there in a process that has drivers, but no SQLAlchemy.
+        from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+        self.timeout_error = PoolTimeoutError
         self.states: weakref.WeakSet[PoolState] = weakref.WeakSet()
         self.guard = guard
         self._core = core
@@ -291,7 +294,7 @@ class PoolState:
         started, start_time, token = perf_counter(), time_ns(), _open_checkout.set(checkout)
         try:
             fairy = original()
-        except PoolTimeoutError:
+        except self._pools.timeout_error:
             guard.run(self._pools.timed_out, self, start_time)
             raise
         finally:

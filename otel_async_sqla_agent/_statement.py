@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,12 +17,13 @@ from opentelemetry.trace import Span, SpanKind, Tracer
 
 from ._bracket import UnstartedSpan
 from ._config import Config, QueryText, SpanType
-from ._errors import ErrorFacts, error_attributes, record_error
+from ._errors import ErrorFacts, error_attributes, error_facts, record_error
 from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
 from ._sql import READ_LIMIT, read_sql
 
 if TYPE_CHECKING:
     from ._bracket import Bracket
+    from ._guard import Guard
     from ._metrics import Metrics
 
 _logger = logging.getLogger("otel_async_sqla_agent")
@@ -108,6 +110,8 @@ class StatementCore:
         parameterised: bool,
         batch_size: int,
         more: Attributes | None = None,
+        measure: bool = True,
+        only_if_it_fails: bool = False,
     ) -> None:
         """
         Start the span of a statement and make it the current one.
@@ -119,9 +123,11 @@ class StatementCore:
             parameterised: Whether the values are apart from the text.
             batch_size: Parameter sets of an executemany, else 0.
             more: Attributes of this execution.
+            measure: Whether the duration is recorded here, and not by the layer above.
+            only_if_it_fails: Whether the call makes a span, and is measured, only if it fails.
         """
         parent = context.get_current()
-        instruments = self._metrics.instruments()
+        instruments = self._metrics.instruments() if measure else None
         if not (instruments or self._statements) or _suppressed(parent):
             return
         facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
@@ -134,9 +140,10 @@ class StatementCore:
             attributes[DB_OPERATION_BATCH_SIZE] = batch_size
         if more:
             attributes.update(more)
-        if self._min_duration:
+        if only_if_it_fails or self._min_duration:
+            least = math.inf if only_if_it_fails else self._min_duration
             bracket.if_it_is_slow = UnstartedSpan(
-                perf_counter(), target.tracer, facts.name or target.name, attributes, parent, time_ns()
+                perf_counter(), least, target.tracer, facts.name or target.name, attributes, parent, time_ns()
             )
         else:
             bracket.attach(_start_span(target.tracer, facts.name or target.name, attributes, parent), parent)
@@ -167,6 +174,15 @@ class StatementCore:
         else:
             bracket.span = span
 
+    def start_transaction(self, bracket: Bracket, target: Target, name: str) -> None:
+        """
+        Start the span of transaction control, if the configuration asks for it; else make one only if it fails.
+        """
+        if SpanType.TRANSACTION in self.config.spans:
+            self.start_call(bracket, target, name, current=True)
+        elif self.config.spans:
+            bracket.if_it_fails = (target, name, time_ns())
+
     def start_internal(self, target: Target, name: str, attributes: Attributes, start_time: int) -> Span | None:
         """
         Start the span of something that does not reach the database, which has begun before.
@@ -179,19 +195,47 @@ class StatementCore:
             return None
         return target.tracer.start_span(name, parent, SpanKind.INTERNAL, attributes, start_time=start_time)
 
-    def start_if_slow(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+    def close(self, bracket: Bracket, error: BaseException | None, guard: Guard) -> None:
         """
-        Start the span that waited for the statement's end, if it took long enough or failed.
+        Close a bracket, end its span and record its duration.
+
+        Args:
+            bracket: The bracket, of any kind.
+            error: What the call raised, if it did.
+            guard: Where failures of this go. A span that is open ends also where the layer has been switched off since.
+        """
+        facts = None
+        try:
+            facts = None if error is None else error_facts(error) or bracket.error
+            self._record_duration(bracket, facts)
+        except Exception as failure:  # noqa: BLE001
+            guard.failed(failure)
+        finally:
+            bracket.close()
+        try:
+            self._start_late(bracket, facts)
+            if bracket.span is not None:
+                end_span(bracket.span, facts)
+        except Exception as failure:  # noqa: BLE001
+            guard.failed(failure)
+
+    def _start_late(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+        """
+        Start the span that waited for the call's end, if the call took long enough or failed.
         """
         late = bracket.if_it_is_slow
-        if late is not None and (error is not None or perf_counter() - late.since >= self._min_duration):
+        if late is not None and (error is not None or perf_counter() - late.since >= late.least):
             bracket.span = _start_span(late.tracer, late.name, late.attributes, late.parent, late.start_time)
+        if bracket.if_it_fails is not None and error is not None:
+            target, name, start_time = bracket.if_it_fails
+            self.start_call(bracket, target, name, start_time=start_time)
 
-    def record_duration(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+    def _record_duration(self, bracket: Bracket, error: ErrorFacts | None) -> None:
         """
         Record the duration of a statement, while its span is still the current one.
         """
-        if bracket.measured is None:
+        late = bracket.if_it_is_slow
+        if bracket.measured is None or (error is None and late is not None and late.least == math.inf):
             return
         started, duration, database, summary = bracket.measured
         attributes = {**database, DB_QUERY_SUMMARY: summary} if summary else dict(database)

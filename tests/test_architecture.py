@@ -19,13 +19,14 @@ LAYERS = [
     {"__init__"},
     {"_boot"},
     {"_agent"},
-    {"_contrib", "_engine"},
-    {"_pool"},
-    {"_statement"},
+    {"_contrib", "_contrib_drivers", "_engine"},
+    {"_driver"},
+    {"_calls", "_drivers", "_pool"},
+    {"_connections", "_statement"},
     {"_bracket", "_metrics"},
     {"_server"},
     {"_errors", "_semconv", "_sql"},
-    {"_config", "_guard", "_importhook"},
+    {"_config", "_first_connect", "_guard", "_importhook"},
     {"environment_variables"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
@@ -74,7 +75,9 @@ def test_import_direction(module: str) -> None:
             assert imported == "__init__" or RANK[imported] > RANK[module], f"{module} imports {imported}"
 
 
-@pytest.mark.parametrize("module", ["__init__", "_boot", "_importhook", "_sql", "environment_variables"])
+@pytest.mark.parametrize(
+    "module", ["__init__", "_boot", "_first_connect", "_importhook", "_sql", "environment_variables"]
+)
 def test_standard_library_only(module: str) -> None:
     """
     What is loaded in every process, and the lexer, import nothing but the standard library.

@@ -21,7 +21,7 @@ def test_every_variable() -> None:
     Every variable is read, in any case and with blanks around list items.
     """
     assert Config(
-        mode=Mode.BOTH,
+        mode=Mode.DRIVER,
         spans=frozenset({SpanType.CONNECT, SpanType.TRANSACTION}),
         query_text=QueryText.MASKED,
         query_max_length=100,
@@ -32,7 +32,7 @@ def test_every_variable() -> None:
         attribute_names=AttributeNames.DUP,
     ) == Config.from_env(
         {
-            "OTEL_ASYNC_SQLA_MODE": "Both",
+            "OTEL_ASYNC_SQLA_MODE": "Driver",
             "OTEL_ASYNC_SQLA_SPANS": " connect, TRANSACTION ",
             "OTEL_ASYNC_SQLA_QUERY_TEXT": "MASKED",
             "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH": "100",
@@ -70,3 +70,15 @@ def test_bad_value(variable: str, value: str, accepted: str, caplog: pytest.LogC
     name = f"OTEL_ASYNC_SQLA_{variable}"
     assert Config() == Config.from_env({name: value})
     assert [f"{name}={value!r} is not valid and is ignored; accepted: {accepted}"] == caplog.messages
+
+
+def test_least_duration_where_spans_nest(caplog: pytest.LogCaptureFixture) -> None:
+    """
+    In mode `both` a least duration is ignored, and the warning names both variables.
+    """
+    config = Config.from_env({"OTEL_ASYNC_SQLA_MODE": "both", "OTEL_ASYNC_SQLA_MIN_DURATION_MS": "5"})
+    assert (Mode.BOTH, 0) == (config.mode, config.min_duration_ms)
+    assert [
+        "OTEL_ASYNC_SQLA_MIN_DURATION_MS=5 is ignored with OTEL_ASYNC_SQLA_MODE=both, where the engine's spans begin "
+        "before it is known how long they take; use auto, engine or driver"
+    ] == caplog.messages

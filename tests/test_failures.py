@@ -99,6 +99,7 @@ def test_failing_layer_switches_itself_off(caplog: pytest.LogCaptureFixture) -> 
     otel_async_sqla_agent.instrument(
         tracer_provider=_provider(sampler=Counting()),
         meter_provider=MeterProvider([reader], shutdown_on_exit=False),
+        mode="engine",  # in `auto` the driver layer steps in
         spans="statement",
     )
     assert run(_queries(10)) == [1] * 10
@@ -180,7 +181,7 @@ def test_base_exception_of_a_meter(recording: Recording, monkeypatch: pytest.Mon
         if bracket.span is not None:
             raise Stop
 
-    monkeypatch.setattr(StatementCore, "record_duration", stop)
+    monkeypatch.setattr(StatementCore, "_record_duration", stop)
     otel_async_sqla_agent.instrument(tracer_provider=recording.provider, spans="statement")
     with pytest.raises(Stop):
         run(_queries(1))
