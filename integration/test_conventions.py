@@ -67,15 +67,18 @@ async def refused(url: URL) -> None:
 
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
-    ("opt_in", "problems"),
+    ("mode", "opt_in", "problems"),
     [
-        pytest.param("", old_span_problems, id="old"),
-        pytest.param("database", span_problems, id="stable"),
-        pytest.param("database/dup", dup_span_problems, id="dup"),
+        pytest.param("auto", "", old_span_problems, id="old"),
+        pytest.param("auto", "database", span_problems, id="stable"),
+        pytest.param("auto", "database/dup", dup_span_problems, id="dup"),
+        pytest.param("driver", "database", span_problems, id="driver"),
+        pytest.param("both", "database", span_problems, id="both"),
     ],
 )
 def test_names(
     driver: str,
+    mode: str,
     opt_in: str,
     problems: Callable[[Any], list[str]],
     agent: Callable[..., None],
@@ -83,10 +86,11 @@ def test_names(
     reader: Any,
 ) -> None:
     """
-    Spans and metrics are in order, whichever names are asked for.
+    Spans and metrics are in order in each mode, whichever names are asked for.
     """
     url = driver_url(driver)
-    agent(opt_in, spans="statement,connect,transaction", meter_provider=MeterProvider([reader], shutdown_on_exit=False))
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    agent(opt_in, mode=mode, spans="statement,connect,transaction", meter_provider=provider)
     run(scenario(url))
     run(refused(url))
     recording.assert_all_ended()

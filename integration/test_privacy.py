@@ -160,7 +160,12 @@ def captured(
 @pytest.mark.parametrize("driver", DRIVERS)
 @pytest.mark.parametrize(
     ("mode", "opt_in"),
-    [pytest.param("auto", "", id="auto"), pytest.param("engine", "database/dup", id="engine")],
+    [
+        pytest.param("auto", "", id="auto"),
+        pytest.param("engine", "database/dup", id="engine"),
+        pytest.param("driver", "database/dup", id="driver"),
+        pytest.param("both", "database/dup", id="both"),
+    ],
 )
 def test_no_value_leaves(
     driver: str, mode: str, opt_in: str, receiver: Receiver, recording: Recording, caplog: Any, monkeypatch: Any
