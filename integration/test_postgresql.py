@@ -195,7 +195,7 @@ def test_old_attributes(postgresql: str, agent: Any, recording: Recording) -> No
         "db.name": url.database,
         "db.user": url.username,
         "net.peer.name": url.host or url.query["host"],
-        "net.peer.port": url.port,
+        "net.peer.port": (url.port or 5432) if url.host else None,
         "net.transport": "ip_tcp" if url.host else "other",
         "db.statement": "SELECT ?",
         "db.operation": "SELECT",

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy
+from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from integration.databases import driver_url, postgresql_url
+from integration.databases import DRIVERS, driver_url, postgresql_url
 from otel_async_sqla_agent._semconv import Database
-from otel_async_sqla_agent._server import connection_database
+from otel_async_sqla_agent._server import connection_database, postgresql_socket
 from tests.conftest import run
+from tests.recording import Recording
 
 
 @pytest.fixture
@@ -130,3 +135,56 @@ def test_mysql_by_socket(driver: str) -> None:
     found = run(mysql_connection(driver, unix_socket=socket, db=url.database, **arguments))
     assert found is not None
     assert (url.database, socket, None, url.username) == found[1:]
+
+
+def _engines(url: URL) -> dict[str, Any]:
+    """
+    Return what makes an engine to the same database, by ways that a URL's host has no part in.
+    """
+    driver = url.get_driver_name()
+    module = importlib.import_module(driver)
+    database = {"asyncpg": "database", "psycopg": "dbname"}.get(driver, "db")
+    connect = module.AsyncConnection.connect if driver == "psycopg" else module.connect
+    creator = functools.partial(connect, **{**connect_arguments(url), database: url.database})
+    bare = url.set(host=None, port=None)
+    ways = {
+        "connect_args": (bare, {"connect_args": {"host": url.host, **({"port": url.port} if url.port else {})}}),
+        "query": (bare.set(query={"host": str(url.host)}), {}),
+    }
+    if not sqlalchemy.__version__.startswith("1."):
+        ways["async_creator"] = (URL.create(url.drivername), {"async_creator": creator})
+    if driver in ("asyncpg", "psycopg") and not str(url.host).startswith("/"):
+        ways["hosts"] = (bare.set(query={"host": ("127.0.0.1:1", f"{url.host}:{url.port or 5432}")}), {})
+    return ways
+
+
+@pytest.mark.parametrize("driver", [driver for driver in DRIVERS if driver != "aiosqlite"])
+def test_engine_without_a_host_in_its_url(driver: str, agent: Any, recording: Recording) -> None:
+    """
+    Wherever the host stands, a statement's span says it.
+    """
+    url = driver_url(driver)
+    if not url.host:
+        url = url.set(host=str(url.query["host"]), query={})
+    agent(spans="statement")
+
+    async def select_one(address: URL, options: dict[str, Any]) -> None:
+        engine = create_async_engine(address, **options)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    ways = _engines(url)
+    for address, options in ways.values():
+        run(select_one(address, options))
+    host = str(url.host)
+    expected = {
+        "db.namespace": url.database,
+        "server.address": postgresql_socket(host, None) if host.startswith("/") else host,
+        "server.port": url.port if url.port not in (3306, 5432) else None,
+    }
+    assert [(way, expected) for way in ways] == [
+        (way, {key: span.attributes.get(key) for key in expected})
+        for way, span in zip(ways, recording.ended, strict=True)
+    ]
+    assert {span.attributes["db.system.name"] for span in recording.ended} <= {"postgresql", "mysql", "mariadb"}

@@ -20,7 +20,7 @@ from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
 from ._config import Mode, SpanType
 from ._errors import error_facts
 from ._pool import EnginePools, take_checkout
-from ._semconv import Database
+from ._server import connection_database, engine_database
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._guard import Guard
     from ._metrics import Metrics
     from ._pool import PoolRegistry
+    from ._semconv import Database
     from ._statement import StatementCore, Target
 
 _Call = Callable[..., Any]
@@ -163,23 +164,19 @@ class EngineState:
         self._core = core
         self._guard = guard
         self._url = sync_engine.url
+        self._found: Database | None = None
         self._wrapped: dict[str, tuple[_Call, _Call | None]] = {}
         database = self.refresh(sync_engine.dialect)
         pools.guard.run(pools.open, sync_engine.pool, database.pool_name)
 
-    def refresh(self, dialect: Dialect) -> Database:
+    def refresh(self, dialect: Dialect, driver_connection: object = None) -> Database:
         """
         Read the database's facts again: MariaDB is told from MySQL only by the first connection.
         """
+        if driver_connection is not None:
+            self._found = connection_database(driver_connection)
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-        host = self._url.host or self._url.query.get("host")
-        database = Database(
-            dialect=name,
-            namespace=self._url.database,
-            address=host if isinstance(host, str) else None,
-            port=self._url.port,
-            user=self._url.username,
-        )
+        database = engine_database(name, self._url, self._found)
         self.target = self.pools.target = self._core.target(self.tracer, database)
         return database
 
@@ -225,7 +222,7 @@ class EngineState:
 
     def _connected(self, dialect: Dialect, record: Any) -> None:
         self._connections.add(record.driver_connection, self)
-        self.refresh(dialect)
+        self.refresh(dialect, record.driver_connection)
 
     def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:
         original = getattr(dialect, name)

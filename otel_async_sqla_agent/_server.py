@@ -1,5 +1,5 @@
 """
-Tell what database a driver's own connection talks to, without asking the server.
+Tell what database a URL, and a driver's own connection, lead to, without asking the server.
 
 A URL does not always know: `async_creator`, `connect_args`, several hosts. What a driver does not tell, as another
 version of it may not, is left out.
@@ -14,7 +14,43 @@ from ._semconv import Database
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.engine import URL
+
 POSTGRESQL_PORT = 5432
+
+
+def engine_database(dialect: str, url: URL, found: Database | None) -> Database:
+    """
+    Put together what is known of an engine's database, never with the URL's password.
+
+    Args:
+        dialect: SQLAlchemy's dialect name.
+        url: The engine's URL.
+        found: What a connection of it says, once there is one: `connect_args`, a `do_connect` listener and
+            `async_creator` may lead elsewhere than the URL.
+    """
+    address, port = _url_address(dialect, url)
+    if found is not None and found.address:
+        address, port = found.address, found.port
+    found = found or Database(dialect)
+    return Database(dialect, url.database or found.namespace, address, port, found.user or url.username)
+
+
+def _url_address(dialect: str, url: URL) -> tuple[str | None, int | None]:
+    """
+    Return host and port of a URL; none of several hosts, as it is not known which one will answer.
+    """
+    host = url.host or url.query.get("host") or url.query.get("unix_socket")
+    if not isinstance(host, str) or "," in host:
+        return None, None
+    # An `@` of a password that is not quoted: SQLAlchemy takes what follows for the host.
+    host, port = host.rpartition("@")[2], str(url.port or url.query.get("port", ""))
+    if not url.host and host.count(":") == 1:
+        host, _, port = host.partition(":")
+    number = int(port) if port.isdecimal() else None
+    if host.startswith("/"):
+        return postgresql_socket(host, number) if dialect == "postgresql" else host, None
+    return host or None, number
 
 
 def connection_database(driver_connection: object) -> Database | None:

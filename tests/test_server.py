@@ -5,9 +5,10 @@ from typing import Any
 
 import aiosqlite
 import pytest
+from sqlalchemy.engine import make_url
 
 from otel_async_sqla_agent._semconv import Database
-from otel_async_sqla_agent._server import connection_database, postgresql_socket
+from otel_async_sqla_agent._server import connection_database, engine_database, postgresql_socket
 from tests.conftest import run
 
 
@@ -87,3 +88,41 @@ def test_postgresql_socket(host: str, port: int | None, path: str) -> None:
     A socket's path has the port in it, as PostgreSQL names it.
     """
     assert path == postgresql_socket(host, port)
+
+
+@pytest.mark.parametrize(
+    ("url", "address", "port"),
+    [
+        pytest.param("postgresql://u:canary@db:5433/shop", "db", 5433, id="host"),
+        pytest.param("postgresql://u:canary@[::1]:5433/shop", "::1", 5433, id="ipv6"),
+        pytest.param("postgresql://u:canary@/shop", None, None, id="none"),
+        pytest.param("postgresql://u:canary@/shop?host=db&port=5433", "db", 5433, id="query"),
+        pytest.param("postgresql://u:canary@/shop?host=db:5433", "db", 5433, id="query-with-port"),
+        pytest.param("postgresql://u:canary@/shop?host=::1", "::1", None, id="query-ipv6"),
+        pytest.param("postgresql://u:canary@/shop?host=a:1&host=b:2", None, None, id="hosts"),
+        pytest.param("postgresql://u:canary@/shop?host=a,b&port=1,2", None, None, id="list-of-hosts"),
+        pytest.param("postgresql://u:canary@/shop?host=/run/pg", "/run/pg/.s.PGSQL.5432", None, id="socket"),
+        pytest.param("postgresql://u:canary@:5433/shop?host=/run/pg", "/run/pg/.s.PGSQL.5433", None, id="socket-port"),
+        pytest.param("mysql://u:canary@/shop?unix_socket=/run/my.sock", "/run/my.sock", None, id="mysql-socket"),
+        pytest.param("postgresql://u:p@canary@db/shop", "db", None, id="unquoted-password"),
+    ],
+)
+def test_address_of_a_url(url: str, address: str | None, port: int | None) -> None:
+    """
+    A URL tells the address, wherever it stands, and nothing of the password.
+    """
+    parsed = make_url(url)
+    database = engine_database(parsed.drivername, parsed, None)
+    assert Database(parsed.drivername, "shop", address, port, "u") == database
+
+
+def test_connection_knows_better() -> None:
+    """
+    Where a connection leads is told by it; the database's name is the URL's, if that has one.
+    """
+    found = Database("postgresql", "from_connection", "b", 2, "real")
+    url = make_url("postgresql://u@a:1")
+    assert Database("cockroachdb", "from_connection", "b", 2, "real") == engine_database("cockroachdb", url, found)
+    assert "shop" == engine_database("postgresql", url.set(database="shop"), found).namespace
+    unknown = Database("postgresql")
+    assert Database("postgresql", None, "a", 1, "u") == engine_database("postgresql", url, unknown)
