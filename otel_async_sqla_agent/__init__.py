@@ -32,6 +32,7 @@ def instrument(
     require_parent: bool | None = None,
     exclude: str | None = None,
     metrics: bool | None = None,
+    sdk: str | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> None:
@@ -50,6 +51,7 @@ def instrument(
         require_parent: Whether statements without a parent span make none.
         exclude: A regular expression; statements that it is found in make no span.
         metrics: Whether there are metrics.
+        sdk: `auto` or `off`: whether the SDK is configured where nobody else has.
         tracer_provider: Where spans go; the global provider by default, also one that is set later.
         meter_provider: Where metrics go; likewise.
     """
@@ -64,6 +66,7 @@ def instrument(
         "REQUIRE_PARENT": require_parent,
         "EXCLUDE": exclude,
         "METRICS": metrics,
+        "SDK": sdk,
     }
     options = {f"OTEL_ASYNC_SQLA_{name}": _as_text(value) for name, value in given.items() if value is not None}
     providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
@@ -92,7 +95,11 @@ def _as_text(value: Any) -> str:
 
 
 def _version() -> str:
-    from importlib_metadata import PackageNotFoundError, version
+    # An application's own OpenTelemetry need not have importlib_metadata.
+    try:
+        from importlib_metadata import PackageNotFoundError, version
+    except ImportError:
+        from importlib.metadata import PackageNotFoundError, version  # type: ignore[assignment]
 
     try:
         return str(version("otel-async-sqla-agent"))

@@ -68,6 +68,7 @@ class Agent:
         self._lock = threading.RLock()
         self._active = True
         self._announced = False
+        self._checked = False
         self._failed = False
         self._undo: list[Callable[[], None]] = []
 
@@ -165,7 +166,7 @@ class Agent:
         """
         try:
             with self._lock:
-                if self._active and not self._started:
+                if self._active and not self._started and self._may_work():
                     self._started = True
                     self._stop_waiting()
                     for driver in self._modules:
@@ -193,12 +194,26 @@ class Agent:
         """
         try:
             with self._lock:
-                if self._active:
+                if self._active and self._may_work():
                     self._instrument_engine(sync_engine, tracer_provider, contrib_tracer)
         except Exception:
             if not self._failed:
                 _logger.exception("otel-async-sqla-agent could not instrument an engine; it works without spans")
             self._failed = True
+
+    def _may_work(self) -> bool:
+        """
+        Tell whether what the agent needs is there, in versions that fit the application's; else switch it off.
+        """
+        if not self._checked:
+            self._checked = True
+            from ._folder import make_dependencies_visible
+
+            mismatch = make_dependencies_visible()
+            if mismatch is not None:
+                _logger.warning("otel-async-sqla-agent stays off: %s; install versions that fit", mismatch)
+                self.uninstrument()
+        return self._active
 
     def uninstrument(self) -> None:
         """

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ._agent import Agent
 
 _MODE = "OTEL_ASYNC_SQLA_MODE"
+_SDK = "OTEL_ASYNC_SQLA_SDK"
 _DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 _CONTRIB = "opentelemetry.instrumentation"
 # Module to the method of the agent that hears of it.
@@ -87,6 +88,16 @@ def activate(options: Mapping[str, str] | None = None, **providers: Any) -> None
             _activate(options or {}, providers)
     except Exception:  # noqa: BLE001 - the launcher would instrument nothing at all
         _log_failure("could not be activated")
+
+
+def start() -> None:
+    """
+    Arm the agent for the files of `preinstall`: without the launcher nobody else configures the SDK.
+
+    Several of them may stand in one process; the first has armed it.
+    """
+    if _active is None:
+        activate({_SDK: os.environ.get(_SDK) or "auto"})
 
 
 def _activate(options: Mapping[str, str], providers: Mapping[str, Any]) -> None:

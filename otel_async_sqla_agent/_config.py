@@ -20,6 +20,7 @@ from .environment_variables import (
     OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH,
     OTEL_ASYNC_SQLA_QUERY_TEXT,
     OTEL_ASYNC_SQLA_REQUIRE_PARENT,
+    OTEL_ASYNC_SQLA_SDK,
     OTEL_ASYNC_SQLA_SPANS,
 )
 
@@ -62,6 +63,15 @@ class SpanType(enum.Enum):
     TRANSACTION = "transaction"
 
 
+class Sdk(enum.Enum):
+    """
+    Whether the agent configures the SDK where nobody else has.
+    """
+
+    OFF = "off"
+    AUTO = "auto"
+
+
 class AttributeNames(enum.Enum):
     """
     Which attribute names a span has, as `OTEL_SEMCONV_STABILITY_OPT_IN` says.
@@ -86,6 +96,7 @@ class Config:
     require_parent: bool = False
     exclude: re.Pattern[str] | None = None
     metrics: bool = True
+    sdk: Sdk = Sdk.OFF
     attribute_names: AttributeNames = AttributeNames.OLD
 
     @classmethod
@@ -109,6 +120,7 @@ class Config:
             require_parent=read(OTEL_ASYNC_SQLA_REQUIRE_PARENT, _boolean, "true, false", cls.require_parent),
             exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
             metrics=read(OTEL_ASYNC_SQLA_METRICS, _boolean, "true, false", cls.metrics),
+            sdk=read(OTEL_ASYNC_SQLA_SDK, _member(Sdk), _names(Sdk), cls.sdk),
             attribute_names=_attribute_names(environ.get(OTEL_SEMCONV_STABILITY_OPT_IN, "")),
         )
 

@@ -214,6 +214,7 @@ class EngineState:
         """
         Make a real connection: all of it is one span, which is not made current.
         """
+        self._guard.run(self._core.before_connect)
         started = perf_counter()
         result = self._bracket(self._begin_connect, connect)()
         self.pools.guard.run(self.pools.created, perf_counter() - started)

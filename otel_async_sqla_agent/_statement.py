@@ -16,8 +16,9 @@ from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SI
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from ._bracket import UnstartedSpan
-from ._config import Config, QueryText, SpanType
+from ._config import Config, QueryText, Sdk, SpanType
 from ._errors import ErrorFacts, error_attributes, error_facts, record_error
+from ._sdk import SdkOptIn
 from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
 from ._sql import READ_LIMIT, read_sql
 
@@ -88,6 +89,7 @@ class StatementCore:
         self._statements = SpanType.STATEMENT in config.spans
         self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
         self._provider_checked = not global_provider
+        self.before_connect = SdkOptIn(wanted=config.sdk is Sdk.AUTO and global_provider)
 
     def target(self, tracer: Tracer, database: Database) -> Target:
         """

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from . import _preinstall
 from ._demo import Demo, DemoError, build_demo
+from ._preinstall import PreinstallError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help(sys.stderr)
         return 2
-    return _demo(options)
+    try:
+        return _COMMANDS[options.command](options)
+    except (DemoError, PreinstallError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,6 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("program", metavar="PROGRAM", help="a Python file")
     demo.add_argument("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="what PROGRAM is given")
+    preinstall = commands.add_parser(
+        "preinstall",
+        help="write the start-up hook into this image",
+        description="Write the files by which every Python process of this environment starts the agent, without "
+        "opentelemetry-instrument and without a change of the command, where OTEL_ASYNC_SQLA_MODE is set.",
+    )
+    preinstall.add_argument(
+        "--for-venvs",
+        action="store_true",
+        help="for applications in a venv that is made later: the agent stands in a folder of its own, and the hook "
+        "goes into the standard library's",
+    )
+    preinstall.add_argument("--uninstall", action="store_true", help="remove the files")
+    preinstall.add_argument("--dry-run", action="store_true", help="only say what would be done")
     return parser
 
 
@@ -56,13 +76,17 @@ def _become(demo: Demo) -> NoReturn:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    try:
-        demo = build_demo(options.program, options.arguments, os.environ)
-    except DemoError as error:
-        sys.stderr.write(f"otel-async-sqla-agent: {error}\n")
-        return 2
+    demo = build_demo(options.program, options.arguments, os.environ)
     _print_command(demo)
     _become(demo)
+
+
+def _preinstall_files(options: argparse.Namespace) -> int:
+    files = _preinstall.files_for_venvs() if options.for_venvs else _preinstall.files_of_the_environment()
+    change = _preinstall.remove if options.uninstall else _preinstall.write
+    for line in change(files, dry_run=options.dry_run):
+        sys.stdout.write(f"{line}\n")
+    return 0
 
 
 def _print_command(demo: Demo) -> None:
@@ -71,3 +95,6 @@ def _print_command(demo: Demo) -> None:
     from rich.text import Text
 
     Console().print(Text.assemble(("$ ", "dim"), (str(demo), "bold")), soft_wrap=True)
+
+
+_COMMANDS = {"demo": _demo, "preinstall": _preinstall_files}

@@ -45,3 +45,10 @@ OTEL_ASYNC_SQLA_METRICS = "OTEL_ASYNC_SQLA_METRICS"
 """
 `false`: no metrics (default `true`).
 """
+
+OTEL_ASYNC_SQLA_SDK = "OTEL_ASYNC_SQLA_SDK"
+"""
+`auto`: configure the SDK from the `OTEL_` variables, as the launcher would, when the first async engine opens its
+first connection and no provider is set by then; `off` (default, but where the files of `preinstall` activate the
+agent): leave that to others.
+"""

@@ -15,7 +15,7 @@ MODULES = {path.stem: ast.parse(path.read_text()) for path in PACKAGE.glob("*.py
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"_demo", "_instrumentor", "_waterfall"},
+    {"_demo", "_instrumentor", "_preinstall", "_waterfall"},
     {"__init__"},
     {"_boot"},
     {"_agent"},
@@ -26,7 +26,7 @@ LAYERS = [
     {"_bracket", "_metrics"},
     {"_server"},
     {"_errors", "_semconv", "_sql"},
-    {"_config", "_first_connect", "_guard", "_importhook"},
+    {"_config", "_first_connect", "_folder", "_guard", "_importhook", "_sdk"},
     {"environment_variables"},
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
