@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -69,6 +70,18 @@ class Image:
         subprocess.run([self.python, "-I", "-m", "venv", "--without-pip", folder], check=True, timeout=60)
         return Venv(folder, *distributions)
 
+    @contextmanager
+    def without_sitecustomize(self) -> Iterator[None]:
+        """
+        Leave the interpreter's standard library as it was, for a while.
+        """
+        text = self.sitecustomize.read_text()
+        self.sitecustomize.unlink()
+        try:
+            yield
+        finally:
+            self.sitecustomize.write_text(text)
+
 
 class Venv:
     """
@@ -78,7 +91,7 @@ class Venv:
     def __init__(self, folder: Path, *distributions: str) -> None:
         self.python = str(folder / "bin/python")
         self.site_packages = folder / f"lib/{PYTHON}/site-packages"
-        for name in {item for distribution in distributions for item in closure(distribution)}:
+        for name in set().union(*map(closure, distributions)):
             link(name, self.site_packages)
 
 
