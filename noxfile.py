@@ -34,8 +34,14 @@ FLOORS = [
 # because that is what the smallest machines have, and each makes databases of its own.
 PROCESSES = ["-n", "2", "--dist", "worksteal"]
 ALL = ["tests", "integration"]
-# The lexer and the exporter never meet SQLAlchemy: the oldest and the newest environment are enough for them.
-WITH_SQLALCHEMY = [*ALL, "--ignore=tests/test_sql.py", "--ignore=tests/test_waterfall.py", "--ignore=tests/test_cli.py"]
+# The lexer, the exporter and images never meet SQLAlchemy's versions: the outer environments are enough for them.
+WITH_SQLALCHEMY = [
+    *ALL,
+    "--ignore=tests/test_sql.py",
+    "--ignore=tests/test_waterfall.py",
+    "--ignore=tests/test_cli.py",
+    "--ignore=integration/test_images.py",
+]
 ENVIRONMENTS = {
     "newest": ("3.13", [], ALL),
     "sqlalchemy20": ("3.12", ["sqlalchemy[asyncio]==2.0.*"], WITH_SQLALCHEMY),
@@ -60,7 +66,7 @@ def _define(name: str, version: str, constraints: list[str], tests_run: list[str
         session.run("python", "-m", "pip", "list", "--format=freeze", silent=False, log=False)
         copy = Path(session.create_tmp()) / "copy"
         shutil.rmtree(copy, ignore_errors=True)
-        for folder in ("tests", "integration", "examples"):
+        for folder in ("tests", "integration", "examples", "docker"):
             shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, copy)

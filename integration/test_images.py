@@ -5,6 +5,7 @@ Images in which the agent starts without the launcher, as docker/Dockerfile make
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shutil
 import signal
@@ -19,8 +20,8 @@ from typing import NamedTuple
 import pytest
 
 from integration.conftest import Receiver
-from integration.images import AGENT, OPENTELEMETRY, SQLALCHEMY, Image, Venv, link
-from integration.processes import complaints, environ, run
+from integration.images import AGENT, FOLDER, OPENTELEMETRY, SQLALCHEMY, Image, Venv, link
+from integration.processes import ROOT, complaints, environ, run
 from integration.test_launcher import MEMORY, PROGRAM, SILENT, spans_of
 
 ON = {"OTEL_ASYNC_SQLA_MODE": "auto", **SILENT}
@@ -208,6 +209,11 @@ APPLICATIONS = {
         program="import opentelemetry.sdk.trace; print(opentelemetry.sdk.trace.__file__)",
         printed="{folder}/opentelemetry/sdk/trace/__init__.py",
     ),
+    "fitting-api": Application(
+        distributions=("opentelemetry-api",),
+        program="import opentelemetry.sdk.trace; print(opentelemetry.sdk.trace.__file__)",
+        printed="{folder}/opentelemetry/sdk/trace/__init__.py",
+    ),
     "newer-opentelemetry": Application(
         distributions=OPENTELEMETRY,
         relabelled=True,
@@ -279,16 +285,31 @@ def test_launcher_of_the_application(
     assert ["connect", "SELECT"] == spans_of(receiver)
 
 
-def test_operators_bundle(image: Image, program: Path, venv: Callable[..., Venv], receiver: Receiver) -> None:
+@pytest.mark.parametrize("example", ["pod", "operator"])
+def test_kubernetes(
+    example: str, image: Image, program: Path, venv: Callable[..., Venv], receiver: Receiver, tmp_path: Path
+) -> None:
     """
-    OpenTelemetry's Operator puts its bundle around the pod's PYTHONPATH: the agent works with the bundle's packages.
+    An example's init container brings the folder into a pod whose image knows nothing of it.
+
+    OpenTelemetry's Operator puts its bundle around the pod's PYTHONPATH, and then the bundle's packages are used.
     """
-    bundle = venv(*OPENTELEMETRY).site_packages
-    path = [bundle / "opentelemetry/instrumentation/auto_instrumentation", image.exposed, bundle]
+    text = (ROOT / f"examples/kubernetes/{example}.yaml").read_text()
+    [command] = re.findall(r"command: (.*)", text)
+    [path] = re.findall(r"name: PYTHONPATH, value: (.*)}", text)
+    volume = tmp_path / "agent"
+    volume.mkdir()
+    places = {f"{FOLDER}/.": f"{image.folder}/.", "/agent": str(volume)}
+    run(*(places.get(argument, argument) for argument in json.loads(command)))
+    packages, path = volume, path.replace("/agent", str(volume))
+    if example == "operator":
+        packages = venv(*OPENTELEMETRY).site_packages
+        path = f"{packages}/opentelemetry/instrumentation/auto_instrumentation:{path}:{packages}"
     program.write_text(f"{PROGRAM}\nimport opentelemetry.sdk.trace as t; print(t.__file__)")
-    result = run(venv().python, str(program), MEMORY, PYTHONPATH=":".join(map(str, path)), **ON, **receiver.environ)
+    with image.without_sitecustomize():
+        result = run(venv().python, str(program), MEMORY, PYTHONPATH=path, **ON, **receiver.environ)
     assert ([], 0) == (complaints(result), result.returncode)
-    assert f"{bundle}/opentelemetry/sdk/trace/__init__.py" == result.stdout.splitlines()[-1]
+    assert f"{packages}/opentelemetry/sdk/trace/__init__.py" == result.stdout.splitlines()[-1]
     assert ["connect", "SELECT"] == spans_of(receiver)
 
 
@@ -397,7 +418,7 @@ def test_applications_provider(when: str, program: Path, venv: Callable[..., Ven
     """
     (program.parent / "tracing.py").write_text(TRACING)
     program.write_text(TRACED)
-    result = run(venv(*OPENTELEMETRY).python, str(program), when, **ON, **receiver.environ)
+    result = run(venv("opentelemetry-sdk").python, str(program), when, **ON, **receiver.environ)
     assert ("", 0) == (result.stderr, result.returncode)
     assert ["span connect", "span SELECT"] == result.stdout.splitlines()
     assert [] == receiver.spans()

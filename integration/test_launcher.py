@@ -127,6 +127,7 @@ BAD_VALUES = {
     "OTEL_ASYNC_SQLA_REQUIRE_PARENT": "maybe",
     "OTEL_ASYNC_SQLA_EXCLUDE": "(",
     "OTEL_ASYNC_SQLA_METRICS": "some",
+    "OTEL_ASYNC_SQLA_SDK": "always",
 }
 
 

@@ -23,14 +23,12 @@ EXPOSED = "pythonpath"
 The folder inside of the folder, in which the agent's package stands alone.
 """
 _AGENT = "otel-async-sqla-agent"
-_API = "opentelemetry-api"
-# Without these there are no spans; an application's own OpenTelemetry may lack them.
-_NEEDED = (_API, "opentelemetry-semantic-conventions", "wrapt")
+_SDK = "opentelemetry-sdk"
 
 
 def make_dependencies_visible() -> str | None:
     """
-    Let an application without OpenTelemetry of its own have the folder's, at the end of `sys.path`.
+    Let an application without an OpenTelemetry SDK of its own have the folder's, at the end of `sys.path`.
 
     Nothing is done where the agent stands anywhere else: an installer has seen to the versions there.
 
@@ -42,55 +40,50 @@ def make_dependencies_visible() -> str | None:
         return None
     folder = os.path.dirname(exposed)
     application = [entry for entry in sys.path if os.path.abspath(entry) not in (exposed, folder)]
-    borrowed = _borrow_packaging(folder)
+    own = _version(_SDK, application) is not None
+    borrowed = _borrow("packaging", folder)
     try:
-        own = _version(_API, application) is not None
-        mismatch = next(_misfits_of_its_own(exposed, application) if own else _misfits(folder, application), None)
-        visible = not own and mismatch is None
+        misfits = _misfits_of_its_own(exposed, application) if own else _misfits(folder, application)
+        mismatch = next(misfits, None)
     finally:
-        if borrowed and not visible:
-            _give_packaging_back()
-    if visible and folder not in sys.path:
+        if borrowed:
+            _give_back("packaging")
+    if mismatch is None and own:
+        _borrow("wrapt", folder)  # which the SDK does without
+    elif mismatch is None and folder not in sys.path:
         sys.path.append(folder)
     return mismatch
 
 
 def _misfits_of_its_own(exposed: str, application: list[str]) -> Iterator[str]:
     """
-    Compare what the agent requires with the application's own OpenTelemetry.
+    Compare what the agent requires with the application's own OpenTelemetry, which has all that is needed.
     """
     for agent in Distribution.discover(name=_AGENT, path=[exposed]):
         for requirement in _requirements(agent, extras=[""]):
-            found = _version(requirement.name, application)
-            if found is None and requirement.name in _NEEDED:
-                yield f"the application has OpenTelemetry of its own, but no {requirement}, which {_title(agent)} wants"
-            elif found is not None and not requirement.specifier.contains(found, prereleases=True):
-                yield _misfit(found, requirement, agent)
+            yield from _misfit(requirement, agent, application)
 
 
 def _misfits(folder: str, application: list[str]) -> Iterator[str]:
     """
     Compare what the folder's distributions require of each other with what the application has of them.
     """
-    distributions = list(Distribution.discover(path=[folder]))
-    names = {_canonical(distribution.metadata["Name"]) for distribution in distributions}
+    distributions = sorted(Distribution.discover(path=[folder]), key=lambda item: (_name(item) != _AGENT, _name(item)))
+    names = {_canonical(_name(distribution)) for distribution in distributions}
     for distribution in distributions:
         extras = distribution.metadata.get_all("Provides-Extra", [])
         for requirement in _requirements(distribution, extras=["", *extras]):
-            if _canonical(requirement.name) not in names:
-                continue
-            found = _version(requirement.name, application)
-            if found is not None and not requirement.specifier.contains(found, prereleases=True):
-                yield _misfit(found, requirement, distribution)
+            if _canonical(requirement.name) in names:
+                yield from _misfit(requirement, distribution, application)
 
 
-def _misfit(found: str, requirement: Requirement, wanted_by: Distribution) -> str:
-    wanted = f"{requirement.name}{requirement.specifier}"
-    return f"the application has {requirement.name} {found}, but {_title(wanted_by)} wants {wanted}"
-
-
-def _title(distribution: Distribution) -> str:
-    return f"{distribution.metadata['Name']} {distribution.version}"
+def _misfit(requirement: Requirement, wanted_by: Distribution, application: list[str]) -> Iterator[str]:
+    found = _version(requirement.name, application)
+    if found is not None and not requirement.specifier.contains(found, prereleases=True):
+        yield (
+            f"the application has {requirement.name} {found}, but {_name(wanted_by)} {wanted_by.version} wants "
+            f"{requirement.name}{requirement.specifier}"
+        )
 
 
 def _requirements(distribution: Distribution, extras: Sequence[str]) -> Iterator[Requirement]:
@@ -109,27 +102,31 @@ def _version(name: str, path: list[str]) -> str | None:
     return None if found is None else found.version
 
 
+def _name(distribution: Distribution) -> str:
+    return distribution.metadata["Name"]
+
+
 def _canonical(name: str) -> str:
     from packaging.utils import canonicalize_name
 
     return canonicalize_name(name)
 
 
-def _borrow_packaging(folder: str) -> bool:
+def _borrow(package: str, folder: str) -> bool:
     """
-    Load the folder's `packaging` where the application has none, with nothing else of the folder visible.
+    Load a package of the folder's where the application has none, with nothing else of the folder visible.
     """
-    if find_spec("packaging") is not None:
+    if find_spec(package) is not None:
         return False
-    spec = PathFinder.find_spec("packaging", [folder])
+    spec = PathFinder.find_spec(package, [folder])
     if spec is None or spec.loader is None:
         return False
-    sys.modules["packaging"] = module = module_from_spec(spec)
+    sys.modules[package] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return True
 
 
-def _give_packaging_back() -> None:
+def _give_back(package: str) -> None:
     for name in list(sys.modules):
-        if name.split(".")[0] == "packaging":
+        if name.split(".")[0] == package:
             del sys.modules[name]

@@ -5,6 +5,7 @@ What becomes visible of the folder that `preinstall --for-venvs` has prepared.
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ FOLDER = {
 }
 OWN = {
     "opentelemetry-api 1.46": [],
+    "opentelemetry-sdk 1.46": [],
     "opentelemetry-semantic-conventions 0.67b0": [],
     "wrapt 1.17": [],
 }
@@ -76,9 +78,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         pytest.param({}, id="nothing"),
         pytest.param({"protobuf 5.29": [], "typing_extensions 4.5": [], "wrapt 1.14": []}, id="what-fits"),
         pytest.param({"rich 12": []}, id="what-the-folder-does-not-have"),
+        pytest.param({"opentelemetry-api 1.45.1": []}, id="an-api-that-fits"),
     ],
 )
-def test_application_without_opentelemetry(application: dict[str, list[str]], folder: Path, tmp_path: Path) -> None:
+def test_application_without_an_sdk(application: dict[str, list[str]], folder: Path, tmp_path: Path) -> None:
     """
     It gets the whole folder, behind all that is its own.
     """
@@ -118,10 +121,14 @@ def test_application_without_opentelemetry(application: dict[str, list[str]], fo
             id="own-api",
         ),
         pytest.param(
+            {"opentelemetry-api 1.27.0": []},
+            "the application has opentelemetry-api 1.27.0, but otel-async-sqla-agent 2.0 wants opentelemetry-api>=1.33",
+            id="api-alone",
+        ),
+        pytest.param(
             {"opentelemetry-api 1.46": []},
-            "the application has OpenTelemetry of its own, but no opentelemetry-semantic-conventions>=0.54b0, which "
-            "otel-async-sqla-agent 2.0 wants",
-            id="own-api-alone",
+            "the application has opentelemetry-api 1.46, but opentelemetry-sdk 1.45.1 wants opentelemetry-api==1.45.1",
+            id="later-api-alone",
         ),
         pytest.param(
             {**OWN, "importlib_metadata 5.0": []},
@@ -146,10 +153,10 @@ def test_versions_that_do_not_fit(
     "more",
     [
         pytest.param({}, id="least"),
-        pytest.param({"opentelemetry-sdk 1.46": [], "protobuf 4.25": [], "rich 12": []}, id="what-is-none-of-ours"),
+        pytest.param({"protobuf 4.25": [], "rich 12": []}, id="what-is-none-of-ours"),
     ],
 )
-def test_application_with_opentelemetry(more: dict[str, list[str]], folder: Path, tmp_path: Path) -> None:
+def test_application_with_an_sdk(more: dict[str, list[str]], folder: Path, tmp_path: Path) -> None:
     """
     It gets nothing but the agent, and its own versions need not fit the folder's.
     """
@@ -173,6 +180,20 @@ def test_packaging_is_borrowed(folder: Path, tmp_path: Path, monkeypatch: pytest
     assert mismatch is not None
     assert "protobuf 4.25" in mismatch
     assert [] == [name for name in sys.modules if name.split(".")[0] == "packaging"]
+
+
+def test_wrapt_is_lent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An SDK does without wrapt, so an application that has one gets ours, and nothing else.
+    """
+    (folder / "wrapt.py").write_text("")
+    (folder / "other.py").write_text("")
+    monkeypatch.setitem(sys.modules, "wrapt", sys)  # which it puts back or takes away again
+    del sys.modules["wrapt"]
+    distributions(tmp_path / "application", {name: [] for name in OWN if "wrapt" not in name})
+    assert None is make_dependencies_visible()
+    assert str(folder / "wrapt.py") == sys.modules["wrapt"].__file__
+    assert None is find_spec("other")
 
 
 def test_installed_ordinarily(monkeypatch: pytest.MonkeyPatch) -> None:
