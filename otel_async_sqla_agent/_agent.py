@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ._first_connect import FirstConnect
     from ._guard import Guard
     from ._metrics import Metrics
-    from ._pool import PoolRegistry
     from ._statement import StatementCore
 
 _logger = logging.getLogger("otel_async_sqla_agent")
@@ -233,12 +232,6 @@ class Agent:
         return Config.from_env(self._environ)
 
     @functools.cached_property
-    def _registry(self) -> PoolRegistry:
-        from ._pool import PoolRegistry
-
-        return PoolRegistry()
-
-    @functools.cached_property
     def _connections(self) -> Connections:
         from ._connections import Connections
 
@@ -248,12 +241,13 @@ class Agent:
     def _metrics(self) -> Metrics:
         from . import __version__
         from ._metrics import Metrics
+        from ._pools import REGISTRY
 
         return Metrics(
             enabled=self._config.metrics,
             meter_provider=self._meter_provider,
             version=__version__,
-            observed=self._registry.callbacks,
+            observed=REGISTRY.callbacks,
         )
 
     @functools.cached_property
@@ -271,7 +265,6 @@ class Agent:
             self._guard("engine"),
             self._guard("pool"),
             self._metrics,
-            self._registry,
             self._connections,
         )
         self._undo.append(layer.uninstrument)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ._connections import Connections
     from ._guard import Guard
     from ._metrics import Metrics
-    from ._pool import PoolRegistry
     from ._semconv import Database
     from ._statement import StatementCore, Target
 
@@ -73,7 +72,6 @@ class EngineLayer:
         guard: Guard,
         pool_guard: Guard,
         metrics: Metrics,
-        registry: PoolRegistry,
         connections: Connections,
     ) -> None:
         self._core = core
@@ -81,7 +79,6 @@ class EngineLayer:
         self._guard = guard
         self._pool_guard = pool_guard
         self._metrics = metrics
-        self._registry = registry
         self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
         self._unwrap_connect: Callable[[], None] | None = None
 
@@ -102,7 +99,7 @@ class EngineLayer:
             return False
         if self._unwrap_connect is None:
             self._unwrap_connect = _wrap_connect()
-        pools = EnginePools(self._core, self._pool_guard, self._metrics, self._registry)
+        pools = EnginePools.of(sync_engine.pool) or EnginePools(self._core, self._pool_guard, self._metrics)
         state = EngineState(self._core, self._guard, pools, self._connections, sync_engine, tracer, mode)
         try:
             state.wrap(dialect)

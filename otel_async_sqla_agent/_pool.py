@@ -9,165 +9,93 @@ from __future__ import annotations
 
 import functools
 import weakref
-from contextvars import ContextVar, Token
+from collections import deque
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from opentelemetry import trace
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry import context, trace
 from opentelemetry.trace import Status, StatusCode
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, StaticPool
+
+from ._pools import POOL_NAME, REGISTRY, Counts, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from opentelemetry.context import Context
     from sqlalchemy.pool import Pool
 
     from ._guard import Guard
-    from ._metrics import Callback, Instruments, Metrics
+    from ._metrics import Instruments, Metrics
+    from ._semconv import Attributes
     from ._statement import StatementCore, Target
+
+    # Since when a connection is out, on the clock of `perf_counter`; the context of the checkout; and SQLAlchemy's weak
+    # reference to what the application holds. A tuple, because one is made for each checkout.
+    Hold = tuple[float, Context, Callable[[], object]]
 
 # Under these names the layer's state stands in the `__dict__` of a pool and of a checked-out connection.
 _STATE = "_otel_async_sqla_pool"
 _CHECKOUT = "_otel_async_sqla_checkout"
-_POOL_NAME = "db.client.connection.pool.name"
-_POOL_STATE = "db.client.connection.state"
 _HOLDERS_SHOWN = 5
 
-
-class Hold(NamedTuple):
-    """
-    Who holds a connection, and since when on the clock of `perf_counter`.
-    """
-
-    since: float
-    span_name: str
-    span_context: trace.SpanContext
+# A connect may wait for the pool of another engine; the time-out is that pool's alone.
+_told_timeouts: weakref.WeakSet[PoolTimeoutError] = weakref.WeakSet()
 
 
-class _Checkout:
-    """
-    What one `pool.connect()` finds out on its way.
-    """
-
-    __slots__ = ("source",)
-
-    def __init__(self) -> None:
-        self.source = "idle"
-
-
-_open_checkout: ContextVar[_Checkout | None] = ContextVar("otel_async_sqla_checkout", default=None)
-
-
-def _close_checkout(token: Token[_Checkout | None]) -> None:
-    try:
-        _open_checkout.reset(token)
-    except ValueError:  # closed in another context, where nobody has opened it
-        pass
-
-
-def take_checkout(context: Any) -> dict[str, float | str] | None:
+def take_checkout(execution_context: Any) -> Attributes | None:
     """
     Return what the first statement after a checkout says of it, once.
 
     Args:
-        context: SQLAlchemy's execution context of the statement.
+        execution_context: SQLAlchemy's, of the statement.
     """
-    facts: dict[str, Any] | None = getattr(getattr(context, "_dbapi_connection", None), "__dict__", None)
-    return None if facts is None else facts.pop(_CHECKOUT, None)
-
-
-class PoolRegistry:
-    """
-    Every live engine's pools by their name, for the observable instruments.
-
-    The callbacks run in the exporter's thread: they read plain numbers, and never call a pool's methods.
-    """
-
-    def __init__(self) -> None:
-        self._named: weakref.WeakValueDictionary[str, EnginePools] = weakref.WeakValueDictionary()
-        self.callbacks: dict[str, Callback] = {
-            "count": self._count,
-            "idle.max": functools.partial(self._limit, "idle_max"),
-            "idle.min": functools.partial(self._limit, "idle_min"),
-            "max": functools.partial(self._limit, "maximum"),
-            "pending_requests": self._pending,
-        }
-
-    def add(self, pools: EnginePools, wanted: str) -> str:
-        """
-        Name an engine's pools; of engines that want the same name, the later ones get the lowest free suffix.
-        """
-        name, number = wanted, 1
-        while name in self._named:
-            number += 1
-            name = f"{wanted}#{number}"
-        self._named[name] = pools
-        return name
-
-    def _count(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, pools in list(self._named.items()):
-            states = list(pools.states)
-            yield Observation(sum(state.used for state in states), {_POOL_NAME: name, _POOL_STATE: "used"})
-            yield Observation(sum(state.idle for state in states), {_POOL_NAME: name, _POOL_STATE: "idle"})
-
-    def _limit(self, limit: str, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, pools in list(self._named.items()):
-            value = getattr(pools.limits, limit)
-            if value is not None:
-                yield Observation(value, {_POOL_NAME: name})
-
-    def _pending(self, _options: CallbackOptions) -> Iterable[Observation]:
-        for name, pools in list(self._named.items()):
-            yield Observation(sum(state.pending for state in list(pools.states)), {_POOL_NAME: name})
-
-
-class _Limits(NamedTuple):
-    """
-    How many connections a pool may have; None where nothing limits it.
-    """
-
-    idle_max: int | None
-    maximum: int | None
-    idle_min: int = 0
-
-
-def _limits(pool: Any) -> _Limits:
-    size = getattr(getattr(pool, "_pool", None), "maxsize", None)
-    if size is None:  # no queue: StaticPool keeps one, NullPool none
-        return _Limits(1, 1) if hasattr(type(pool), "connection") else _Limits(0, None)
-    if size == 0:
-        return _Limits(None, None)
-    return _Limits(size, None if pool._max_overflow < 0 else size + pool._max_overflow)
+    fairy = getattr(execution_context, "_dbapi_connection", None)
+    found = None if fairy is None else getattr(fairy, "__dict__", {}).pop(_CHECKOUT, None)
+    return found and {"async_sqla.pool.wait_time": found[0], "async_sqla.pool.source": found[1]}
 
 
 class EnginePools:
     """
     The pools of one engine: the one in use, and disposed ones while connections of theirs are out.
+
+    Engines that share a pool share this, too.
     """
 
-    def __init__(self, core: StatementCore, guard: Guard, metrics: Metrics, registry: PoolRegistry) -> None:
-        # Not above: the registry is also there in a process that has drivers, but no SQLAlchemy.
-        from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
-        self.timeout_error = PoolTimeoutError
-        self.states: weakref.WeakSet[PoolState] = weakref.WeakSet()
-        self.guard = guard
-        self._core = core
-        self._metrics = metrics
-        self._registry = registry
-
+    name = ""
     target: Target
     """
     The engine's; it changes with what the first connection tells of the database.
     """
 
+    def __init__(self, core: StatementCore, guard: Guard, metrics: Metrics) -> None:
+        self.guard = guard
+        self.instruments = metrics.instruments
+        self.late_use_times: deque[float] = deque()
+        """
+        Seconds of holds that the garbage collector has ended.
+        """
+        self._core = core
+        self._states: list[weakref.ref[PoolState]] = []
+
+    @staticmethod
+    def of(pool: Pool) -> EnginePools | None:
+        """
+        Return what a pool belongs to; None while nobody watches it.
+        """
+        state: PoolState | None = pool.__dict__.get(_STATE)
+        return None if state is None else state.pools
+
     def open(self, pool: Pool, default_name: str) -> None:
         """
         Begin with the pool that the engine was made with.
         """
-        self.limits = _limits(pool)
-        self.attributes = {_POOL_NAME: self._registry.add(self, pool.logging_name or default_name)}
-        self.wrap(pool)
+        if not self.name:
+            self.limits = _limits(pool)
+            REGISTRY.add(self, pool.logging_name or default_name)
+            self.attributes = {POOL_NAME: self.name}
+            self.wrap(pool)
 
     def wrap(self, pool: Pool) -> None:
         """
@@ -175,36 +103,53 @@ class EnginePools:
         """
         if _STATE not in pool.__dict__:
             state = pool.__dict__[_STATE] = PoolState(self, pool)
-            self.states.add(state)
+            # A new list: the exporter's thread may be reading the old one.
+            self._states = [reference for reference in self._states if reference() is not None] + [weakref.ref(state)]
 
     def unwrap(self) -> None:
         """
-        Give every pool its methods back.
+        Give every pool its methods back, and tell no more of them.
         """
-        for state in list(self.states):
+        REGISTRY.discard(self)
+        for state in self._live_states():
             state.unwrap()
 
-    def instruments(self) -> Instruments | None:
+    def counts(self) -> Counts:
         """
-        Return the instruments, if there are any.
+        Return the present numbers, of plain attributes: some methods of a pool make an asyncio queue.
         """
-        return self._metrics.instruments()
+        states = self._live_states()
+        return Counts(
+            sum(state.used for state in states),
+            sum(state.idle for state in states),
+            sum(state.pending for state in states),
+        )
 
     def created(self, seconds: float) -> None:
         """
         Record that a real connection has been made.
         """
-        if (checkout := _open_checkout.get()) is not None and checkout.source == "idle":
-            checkout.source = "new"
         if (instruments := self.instruments()) is not None:
             instruments.create_time.record(seconds, self.attributes)
 
-    def timed_out(self, state: PoolState, start_time: int) -> None:
+    def obtained(self, instruments: Instruments, seconds: float, current: Context) -> None:
+        """
+        Record a checkout, and the returns before it that could not be recorded when they happened.
+        """
+        instruments.wait_time.record(seconds, self.attributes, current)
+        while self.late_use_times:
+            instruments.use_time.record(self.late_use_times.popleft(), self.attributes)
+
+    def timed_out(self, state: PoolState, error: PoolTimeoutError, started: float) -> None:
         """
         Record a request that got no connection, with who holds them.
         """
+        if error in _told_timeouts:
+            return
+        _told_timeouts.add(error)
         if (instruments := self.instruments()) is not None:
             instruments.timeouts.add(1, self.attributes)
+        start_time = time_ns() - int((perf_counter() - started) * 1e9)
         attributes = {**self.target.attributes, **self.attributes, "error.type": "sqlalchemy.exc.TimeoutError"}
         span = self._core.start_internal(self.target, "pool timeout", attributes, start_time)
         if span is not None:
@@ -212,24 +157,35 @@ class EnginePools:
             span.add_event("pool exhausted", state.describe())
             span.end()
 
+    def _live_states(self) -> list[PoolState]:
+        return [state for reference in self._states if (state := reference()) is not None]
+
 
 class PoolState:
     """
-    What is known of one pool: which records are out, and which came back with an open connection.
+    What is known of one pool: which records are out, and which have a connection.
     """
 
     def __init__(self, pools: EnginePools, pool: Any) -> None:
+        self.pools = pools
         self.pending = 0
-        self._pools = pools
         self._out: dict[Any, Hold] = {}
-        self._back: set[Any] = set()
-        self._pool = weakref.ref(pool)
-        self._undo: list[Callable[[], None]] = []
+        self._known: dict[Any, float] = {record: record.starttime for record in _idle_records(pool)}
+        """
+        Records of the pool, out or idle, with the start of the connection that they have had here.
+        """
+        self._waited: set[Any] = set()
+        """
+        Records that came out of the queue's wait, until their checkout is over.
+        """
+        self._has_queue = isinstance(pool, QueuePool)
+        self._pool = pool
+        self._replaced: list[tuple[Any, str, object, object]] = []
         self._replace(pool, "connect", self._connect)
         self._replace(pool, "_do_return_conn", self._return)
         self._replace(pool, "recreate", self._recreate)
-        if hasattr(pool, "_pool") and hasattr(pool._pool, "qsize"):
-            self._replace(pool._pool, "get", functools.partial(self._get, weakref.ref(pool._pool)))
+        if self._has_queue:
+            self._replace(pool._pool, "get", functools.partial(self._get, pool._pool))
 
     @property
     def used(self) -> int:
@@ -243,106 +199,144 @@ class PoolState:
         """
         Return how many records are in the pool with an open connection; disposing of the pool closes them.
         """
-        return sum(record.dbapi_connection is not None for record in tuple(self._back))
+        return sum(record.dbapi_connection is not None and record not in self._out for record in tuple(self._known))
 
     def describe(self) -> dict[str, Any]:
         """
         Return the attributes of the event that tells who holds the connections.
         """
-        now, limits = perf_counter(), self._pools.limits
-        holds = sorted(self._out.values(), key=lambda hold: hold.since)[:_HOLDERS_SHOWN]
+        now, size = perf_counter(), self.pools.limits.idle_max or 0
+        holds = sorted(self._out.values(), key=lambda hold: hold[0])[:_HOLDERS_SHOWN]
+        spans = [trace.get_current_span(current) for _, current, _ in holds]
+        ids = [span.get_span_context() for span in spans]
         return {
-            "async_sqla.pool.size": limits.idle_max or 0,
-            "async_sqla.pool.overflow": max(0, self.used - (limits.idle_max or 0)),
+            "async_sqla.pool.size": size,
+            "async_sqla.pool.overflow": max(0, self.used - size),
             "async_sqla.pool.waiters": self.pending,
-            "async_sqla.pool.holder.span_names": [hold.span_name for hold in holds],
-            "async_sqla.pool.holder.trace_ids": [trace.format_trace_id(hold.span_context.trace_id) for hold in holds],
-            "async_sqla.pool.holder.span_ids": [trace.format_span_id(hold.span_context.span_id) for hold in holds],
-            "async_sqla.pool.holder.seconds": [now - hold.since for hold in holds],
+            "async_sqla.pool.holder.span_names": [getattr(span, "name", "") for span in spans],
+            "async_sqla.pool.holder.trace_ids": [trace.format_trace_id(each.trace_id) for each in ids],
+            "async_sqla.pool.holder.span_ids": [trace.format_span_id(each.span_id) for each in ids],
+            "async_sqla.pool.holder.seconds": [now - since for since, _, _ in holds],
         }
 
     def unwrap(self) -> None:
         """
         Give the pool its methods back, where no other tool has put its own over ours.
         """
-        for undo in self._undo:
-            undo()
-        pool = self._pool()
-        if pool is not None:
-            pool.__dict__.pop(_STATE, None)
+        for owner, name, wrapper, previous in self._replaced:
+            if owner.__dict__.get(name) is wrapper:
+                delattr(owner, name) if previous is None else setattr(owner, name, previous)
+        self._pool.__dict__.pop(_STATE, None)
 
     def _replace(self, owner: Any, name: str, method: Callable[..., Any]) -> None:
         original, previous = getattr(owner, name), owner.__dict__.get(name)
         wrapper = functools.wraps(original)(functools.partial(method, original))
         setattr(owner, name, wrapper)
-        reference = weakref.ref(owner)
-
-        def undo() -> None:
-            owner = reference()
-            if owner is not None and owner.__dict__.get(name) is wrapper:
-                delattr(owner, name) if previous is None else setattr(owner, name, previous)
-
-        self._undo.append(undo)
+        self._replaced.append((owner, name, wrapper, previous))
 
     def _connect(self, original: Callable[[], Any]) -> Any:
         """
         Stand in for `pool.connect()`, which encloses the wait for the queue, the connect and the ping.
         """
-        guard, checkout = self._pools.guard, _Checkout()
-        if not guard.active:
-            return original()
-        started, start_time, token = perf_counter(), time_ns(), _open_checkout.set(checkout)
+        started = perf_counter()
         try:
             fairy = original()
-        except self._pools.timeout_error:
-            guard.run(self._pools.timed_out, self, start_time)
+        except PoolTimeoutError as error:
+            self.pools.guard.run(self.pools.timed_out, self, error, started)
             raise
-        finally:
-            _close_checkout(token)
-        guard.run(self._checked_out, fairy, started, checkout.source)
+        self.pools.guard.run(self._checked_out, fairy, started)
         return fairy
 
-    def _checked_out(self, fairy: Any, started: float, source: str) -> None:
-        now, span, record = perf_counter(), trace.get_current_span(), fairy._connection_record
-        self._back.discard(record)
-        self._out[record] = Hold(now, getattr(span, "name", ""), span.get_span_context())
-        fairy.__dict__[_CHECKOUT] = {"async_sqla.pool.wait_time": now - started, "async_sqla.pool.source": source}
-        if (instruments := self._pools.instruments()) is not None:
-            instruments.wait_time.record(now - started, self._pools.attributes)
+    def _checked_out(self, fairy: Any, started: float) -> None:
+        now, current, record = perf_counter(), context.get_current(), fairy._connection_record
+        source = "idle"
+        if self._known.get(record) != record.starttime:
+            source = "new"
+            self._learn(record)
+        if self._waited and record in self._waited:
+            source = "queued"
+            self._waited.discard(record)
+        # StaticPool gives a record to several; it comes back once, and has been out since the first of them.
+        self._out.setdefault(record, (now, current, record.fairy_ref))
+        fairy.__dict__[_CHECKOUT] = now - started, source
+        if (instruments := self.pools.instruments()) is not None:
+            self.pools.obtained(instruments, now - started, current)
+
+    def _learn(self, record: Any) -> None:
+        """
+        Remember a connection that has been made, and forget what has left the pool without a word.
+        """
+        for known in tuple(self._known):
+            if known not in self._out and (known.dbapi_connection is None or not self._has_queue):
+                self._known.pop(known, None)
+        self._known[record] = record.starttime
 
     def _return(self, original: Callable[[Any], None], record: Any) -> None:
         """
         Stand in for `pool._do_return_conn()`: the one way back, for detached and invalidated connections too.
         """
+        in_pool = False
         try:
             original(record)
+            in_pool = True
         finally:
-            self._pools.guard.run(self._returned, record)
+            self.pools.guard.run(self._returned, record, in_pool)
 
-    def _returned(self, record: Any) -> None:
+    def _returned(self, record: Any, in_pool: bool) -> None:
         hold = self._out.pop(record, None)
-        if record.dbapi_connection is None:
-            self._back.discard(record)
+        if self._waited:  # whose checkout has failed
+            self._waited.discard(record)
+        if in_pool and record.dbapi_connection is not None:
+            self._known.setdefault(record, record.starttime)
         else:
-            self._back.add(record)
-        if hold is not None and (instruments := self._pools.instruments()) is not None:
-            instruments.use_time.record(perf_counter() - hold.since, self._pools.attributes)
+            self._known.pop(record, None)
+        if hold is None or (instruments := self.pools.instruments()) is None:
+            return
+        since, _, fairy_ref = hold
+        seconds = perf_counter() - since
+        if fairy_ref() is None:
+            # The garbage collector is at work, perhaps inside of the SDK, which holds the lock that `record()` needs.
+            self.pools.late_use_times.append(seconds)
+        else:
+            instruments.use_time.record(seconds, self.pools.attributes)
 
     def _recreate(self, original: Callable[[], Pool]) -> Pool:
         pool = original()
-        self._pools.guard.run(self._pools.wrap, pool)
+        self.pools.guard.run(self.pools.wrap, pool)
         return pool
 
     def _get(self, queue: Any, original: Callable[..., Any], block: bool = True, timeout: float | None = None) -> Any:
         """
         Stand in for `get()` of the pool's queue, which blocks where the pool is exhausted.
         """
-        if not block or queue().qsize():
+        if not block or queue.qsize():
             return original(block, timeout)
-        if (checkout := _open_checkout.get()) is not None:
-            checkout.source = "queued"
         self.pending += 1
         try:
-            return original(block, timeout)
+            record = original(block, timeout)
         finally:
             self.pending -= 1
+        self._waited.add(record)
+        return record
+
+
+def _idle_records(pool: Any) -> Iterable[Any]:
+    """
+    Return the records that came back to a pool before it was watched.
+    """
+    if isinstance(pool, QueuePool):
+        queue = pool._pool.__dict__.get("_queue")  # asyncio's, which is made when it is first used
+        return tuple(getattr(queue, "_queue", ()))
+    record = pool.__dict__.get("connection")  # StaticPool's
+    return () if record is None or record.fairy_ref is not None else (record,)
+
+
+def _limits(pool: Any) -> Limits:
+    if isinstance(pool, NullPool):
+        return Limits(0, None)
+    if isinstance(pool, (StaticPool, AssertionPool)):
+        return Limits(1, 1)
+    size = pool._pool.maxsize if isinstance(pool, QueuePool) else 0
+    if size == 0:
+        return Limits(None, None)
+    return Limits(size, None if pool._max_overflow < 0 else size + pool._max_overflow)

@@ -23,7 +23,7 @@ LAYERS = [
     {"_driver"},
     {"_calls", "_drivers", "_pool"},
     {"_connections", "_statement"},
-    {"_bracket", "_metrics"},
+    {"_bracket", "_metrics", "_pools"},
     {"_server"},
     {"_errors", "_semconv", "_sql"},
     {"_config", "_first_connect", "_folder", "_guard", "_importhook", "_sdk"},
