@@ -220,16 +220,18 @@ class InstrumentedDriver:
         if isinstance(call, Database):
             self._begin_connect(bracket, outer, call)
         elif call is not None and call.text.strip("; \n"):  # a ping sends nothing, or a semicolon
-            self._begin_statement(bracket, outer, call)
+            self._begin_statement(bracket, outer, wrap, call)
 
     def _begin_connect(self, bracket: Bracket, outer: Bracket | None, database: Database) -> None:
         if SpanType.CONNECT in self._core.config.spans:
             target = None if outer is None else outer.target
             self._core.start_call(bracket, target or self._core.target(self._tracer, database), "connect")
 
-    def _begin_statement(self, bracket: Bracket, outer: Bracket | None, call: Call) -> None:
-        target = self._target(call.connection, outer)
+    def _begin_statement(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, call: Call) -> None:
         control = _TRANSACTION.match(call.text)
+        if control is None and wrap.kind == TRANSACTION:  # psycopg fetches from its server-side cursors there, too
+            return
+        target = self._target(call.connection, outer)
         if control is not None:
             self._core.start_transaction(bracket, target, " ".join(control[1].upper().split()))
             return
