@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,16 @@ import asyncmy
 import asyncpg
 import psycopg
 import pytest
-import sqlalchemy
-from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
-from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
-from opentelemetry.instrumentation.sqlite3 import SQLite3Instrumentor
 from sqlalchemy import Column, Integer, String, bindparam, func, insert, select, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import declarative_base
 
-import otel_async_sqla_agent
 from integration.databases import DRIVERS, driver_url
 from tests.conftest import run
 from tests.recording import Recording
 
-CONTRIB: dict[str, Any] = {
-    "aiosqlite": SQLite3Instrumentor,
-    "asyncpg": AsyncPGInstrumentor,
-    "psycopg": PsycopgInstrumentor,
-}
 Base: Any = declarative_base()
 
 
@@ -160,6 +149,21 @@ STEPS: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+def database(driver: str, folder: Path) -> URL:
+    """
+    Return the driver's database; a connection that is cancelled takes one in memory with it.
+    """
+    url = driver_url(driver)
+    return url.set(database=f"{folder}/test.db") if driver == "aiosqlite" else url
+
+
+def steps(recording: Recording) -> list[Any]:
+    """
+    Return the tree of the scenario, without what prepares it.
+    """
+    return [part for part in recording.tree(BATCH) if part[0].endswith("INTERNAL")]
+
+
 def expected(driver: str, mode: str) -> list[Any]:
     """
     Return the tree of the scenario: each step with what it gives.
@@ -186,9 +190,6 @@ def test_scenario(driver: str, mode: str, recording: Recording, agent: Callable[
     """
     Each statement gives one span where its mode says, or one nested pair, and all of them under the right parents.
     """
-    url = driver_url(driver)
-    url = url.set(database=f"{tmp_path}/test.db") if driver == "aiosqlite" else url
     agent(mode=mode)
-    run(scenario(driver, url, recording))
-    steps = [part for part in recording.tree(BATCH) if part[0].endswith("INTERNAL")]
-    assert expected(driver, mode) == steps
+    run(scenario(driver, database(driver, tmp_path), recording))
+    assert expected(driver, mode) == steps(recording)

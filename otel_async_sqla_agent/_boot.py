@@ -25,13 +25,14 @@ _MODE = "OTEL_ASYNC_SQLA_MODE"
 _SDK = "OTEL_ASYNC_SQLA_SDK"
 _DISABLED = "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS"
 _CONTRIB = "opentelemetry.instrumentation"
-# Module to the method of the agent that hears of it.
+# Module to the method of the agent that hears of it. The drivers come first: engines that exist when the agent is
+# activated ask for them.
 _HOOKS = {
+    **dict.fromkeys(("aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg"), "driver_imported"),
+    **{f"{_CONTRIB}.{name}": "contrib_driver_imported" for name in ("asyncpg", "psycopg", "sqlite3")},
     # This module, not the package: `async_engine_from_config` uses the names in here.
     "sqlalchemy.ext.asyncio.engine": "sqlalchemy_imported",
     f"{_CONTRIB}.sqlalchemy": "contrib_imported",
-    **dict.fromkeys(("aiomysql", "aiosqlite", "asyncmy", "asyncpg", "psycopg"), "driver_imported"),
-    **{f"{_CONTRIB}.{name}": "contrib_driver_imported" for name in ("asyncpg", "psycopg", "sqlite3")},
 }
 
 _active: _Activation | None = None

@@ -26,6 +26,8 @@ _INSTRUMENTORS = {
     "sqlite3": ("aiosqlite", "SQLite3Instrumentor"),
 }
 
+_UNDERSTOOD = {"raise_exception_on_conflict", "skip_dep_check", "tracer_provider"}
+
 
 class Standing(Protocol):
     """
@@ -80,6 +82,7 @@ class ContribDriver:
         @functools.wraps(original)
         def method(instrumentor: Any, **kwargs: Any) -> Any:
             self._tracer_provider = kwargs.get("tracer_provider")
+            self._warn_of_lost_options(kwargs)
             self._guarded(self._standing.step_back)
             try:
                 return original(instrumentor, **kwargs)
@@ -87,6 +90,17 @@ class ContribDriver:
                 self._guarded(self._step_in)
 
         return method
+
+    def _warn_of_lost_options(self, options: dict[str, Any]) -> None:
+        lost = sorted(name for name, value in options.items() if value and name not in _UNDERSTOOD)
+        if lost:
+            _logger.warning(
+                "%s().instrument(%s): calls of %s are instrumented by otel-async-sqla-agent, which has no equivalent of "
+                "these options",
+                self._instrumentor.__name__,
+                ", ".join(lost),
+                self._driver,
+            )
 
     def _step_in(self, driver: str) -> None:
         is_active = self._instrumentor().is_instrumented_by_opentelemetry

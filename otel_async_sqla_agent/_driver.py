@@ -15,7 +15,7 @@ from ._bracket import CONNECT, TRANSACTION, Bracket
 from ._calls import bracketed
 from ._config import Mode, SpanType
 from ._drivers import DRIVERS, Call, Driver, Wrap
-from ._first_connect import tell_unknown
+from ._first_connect import CLASS_METHODS, tell_unknown
 from ._semconv import Database
 from ._server import connection_database
 
@@ -209,7 +209,7 @@ class InstrumentedDriver:
         if wrap.bare is not None:
             function = wrap.bare(function)
         replacement = bracketed(self, wrap, function, beneath)
-        return classmethod(replacement) if isinstance(bare, classmethod) else replacement
+        return classmethod(replacement) if isinstance(bare, CLASS_METHODS) else replacement
 
     def _begin(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, args: Any, kwargs: Any) -> None:
         read: Function = wrap.read  # type: ignore[assignment] # what has none is not bracketed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from types import MethodType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ CONNECTS = {
     "asyncpg": ("connect_utils", "_connect"),
     "psycopg": ("AsyncConnection", "connect"),
 }
+# Where contrib has taken its wrapper off psycopg's class method, it leaves a bound method in the class.
+CLASS_METHODS = (classmethod, MethodType)
 
 
 def connect_function(module: ModuleType) -> tuple[Any, str]:
@@ -87,7 +90,7 @@ class FirstConnect:
             function = vars(self._owner)[self._name] if is_outermost else self._original
             return await self._bind(function, args)(**kwargs)
 
-        stub = classmethod(connect) if isinstance(self._original, classmethod) else connect
+        stub = classmethod(connect) if isinstance(self._original, CLASS_METHODS) else connect
         return stub
 
     def _bind(self, function: Any, args: Any) -> Callable[..., Any]:
