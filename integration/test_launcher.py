@@ -128,6 +128,7 @@ BAD_VALUES = {
     "OTEL_ASYNC_SQLA_EXCLUDE": "(",
     "OTEL_ASYNC_SQLA_METRICS": "some",
     "OTEL_ASYNC_SQLA_SDK": "always",
+    "OTEL_ASYNC_SQLA_FLUSH_ON_EXIT": "later",
 }
 
 

@@ -33,6 +33,7 @@ def instrument(
     exclude: str | None = None,
     metrics: bool | None = None,
     sdk: str | None = None,
+    flush_on_exit: bool | None = None,
     tracer_provider: TracerProvider | None = None,
     meter_provider: MeterProvider | None = None,
 ) -> None:
@@ -52,6 +53,7 @@ def instrument(
         exclude: A regular expression; statements that it is found in make no span.
         metrics: Whether there are metrics.
         sdk: `auto` or `off`: whether the SDK is configured where nobody else has.
+        flush_on_exit: Whether to flush where a server or a child process ends without the SDK's own `atexit` hook.
         tracer_provider: Where spans go; the global provider by default, also one that is set later.
         meter_provider: Where metrics go; likewise.
     """
@@ -67,6 +69,7 @@ def instrument(
         "EXCLUDE": exclude,
         "METRICS": metrics,
         "SDK": sdk,
+        "FLUSH_ON_EXIT": flush_on_exit,
     }
     options = {f"OTEL_ASYNC_SQLA_{name}": _as_text(value) for name, value in given.items() if value is not None}
     providers = {"tracer_provider": tracer_provider, "meter_provider": meter_provider}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ._driver import DriverLayer
     from ._engine import EngineLayer
     from ._first_connect import FirstConnect
+    from ._flush import ExitFlush
     from ._guard import Guard
     from ._metrics import Metrics
     from ._statement import StatementCore
@@ -254,7 +255,16 @@ class Agent:
     def _core(self) -> StatementCore:
         from ._statement import StatementCore
 
+        if self._config.flush_on_exit:
+            self._flush.install()
+            self._undo.append(self._flush.uninstall)
         return StatementCore(self._config, self._metrics, global_provider=self._tracer_provider is None)
+
+    @functools.cached_property
+    def _flush(self) -> ExitFlush:
+        from ._flush import ExitFlush
+
+        return ExitFlush(self._guard("flush"), self._meter_provider)
 
     @functools.cached_property
     def _engine_layer(self) -> EngineLayer:
@@ -300,6 +310,7 @@ class Agent:
             self._engine_layer.use_tracer(sync_engine, self._tracer(tracer_provider))
         elif self._goes_elsewhere(contrib_tracer):
             self._engine_layer.use_tracer(sync_engine, contrib_tracer)
+            self._flush.add(contrib_tracer.span_processor)
 
     def _mode(self, sync_engine: Engine) -> Mode:
         """
@@ -318,7 +329,7 @@ class Agent:
             )
         return Mode.ENGINE
 
-    def _goes_elsewhere(self, contrib_tracer: Tracer | None) -> TypeGuard[Tracer]:
+    def _goes_elsewhere(self, contrib_tracer: Tracer | None) -> TypeGuard[Any]:
         """
         Tell whether contrib has been given a provider that is not ours, of which we know the tracer alone.
         """
@@ -335,6 +346,8 @@ class Agent:
         from . import __version__
         from ._semconv import schema_url
 
+        if provider is not None:
+            self._flush.add(provider)
         return trace.get_tracer(
             "otel_async_sqla_agent",
             __version__,

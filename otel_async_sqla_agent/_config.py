@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from .environment_variables import (
     OTEL_ASYNC_SQLA_EXCLUDE,
+    OTEL_ASYNC_SQLA_FLUSH_ON_EXIT,
     OTEL_ASYNC_SQLA_METRICS,
     OTEL_ASYNC_SQLA_MIN_DURATION_MS,
     OTEL_ASYNC_SQLA_MODE,
@@ -97,6 +98,7 @@ class Config:
     exclude: re.Pattern[str] | None = None
     metrics: bool = True
     sdk: Sdk = Sdk.OFF
+    flush_on_exit: bool = True
     attribute_names: AttributeNames = AttributeNames.OLD
 
     @classmethod
@@ -121,6 +123,7 @@ class Config:
             exclude=read(OTEL_ASYNC_SQLA_EXCLUDE, _pattern, "a regular expression", cls.exclude),
             metrics=read(OTEL_ASYNC_SQLA_METRICS, _boolean, "true, false", cls.metrics),
             sdk=read(OTEL_ASYNC_SQLA_SDK, _member(Sdk), _names(Sdk), cls.sdk),
+            flush_on_exit=read(OTEL_ASYNC_SQLA_FLUSH_ON_EXIT, _boolean, "true, false", cls.flush_on_exit),
             attribute_names=_attribute_names(environ.get(OTEL_SEMCONV_STABILITY_OPT_IN, "")),
         )
 

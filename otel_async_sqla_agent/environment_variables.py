@@ -52,3 +52,8 @@ OTEL_ASYNC_SQLA_SDK = "OTEL_ASYNC_SQLA_SDK"
 first connection and no provider is set by then; `off` (default, but where the files of `preinstall` activate the
 agent): leave that to others.
 """
+
+OTEL_ASYNC_SQLA_FLUSH_ON_EXIT = "OTEL_ASYNC_SQLA_FLUSH_ON_EXIT"
+"""
+`false`: no flush where a server or a child process ends without the SDK's own (default `true`).
+"""

@@ -29,6 +29,7 @@ def test_every_variable() -> None:
         require_parent=True,
         exclude=re.compile("pg_catalog", re.IGNORECASE),
         metrics=False,
+        flush_on_exit=False,
         attribute_names=AttributeNames.DUP,
     ) == Config.from_env(
         {
@@ -38,6 +39,7 @@ def test_every_variable() -> None:
             "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH": "100",
             "OTEL_ASYNC_SQLA_MIN_DURATION_MS": "2.5",
             "OTEL_ASYNC_SQLA_METRICS": "False",
+            "OTEL_ASYNC_SQLA_FLUSH_ON_EXIT": "FALSE",
             "OTEL_ASYNC_SQLA_REQUIRE_PARENT": "TRUE",
             "OTEL_ASYNC_SQLA_EXCLUDE": "pg_catalog",
             "OTEL_SEMCONV_STABILITY_OPT_IN": "http,database,database/dup",
@@ -56,6 +58,7 @@ def test_every_variable() -> None:
         pytest.param("MIN_DURATION_MS", "nan", "a number of milliseconds", id="no-number"),
         pytest.param("MIN_DURATION_MS", "-1", "a number of milliseconds", id="negative"),
         pytest.param("METRICS", "on", "true, false", id="metrics"),
+        pytest.param("FLUSH_ON_EXIT", "0", "true, false", id="flush"),
         pytest.param("REQUIRE_PARENT", "1", "true, false", id="boolean"),
         pytest.param("EXCLUDE", "(pg_", "a regular expression", id="regular-expression"),
         pytest.param("EXCLUDE", "a{99999999999999999999}", "a regular expression", id="too-many-repetitions"),

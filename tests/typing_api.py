@@ -13,7 +13,7 @@ assert_type(otel_async_sqla_agent.__version__, str)
 assert_type(instrument(), None)
 assert_type(uninstrument(), None)
 instrument(mode=Mode.BOTH, spans=["statement"], query_text="masked", query_max_length=100, exclude="pg_")
-instrument(mode="engine", spans="none", require_parent=True)
+instrument(mode="engine", spans="none", require_parent=True, flush_on_exit=False)
 instrument(query_max_length="100")  # type: ignore[arg-type]
 instrument(nonsense=True)  # type: ignore[call-arg]
 AsyncSQLAlchemyInstrumentor().instrument()
