@@ -135,10 +135,10 @@ def test_provider_given_to_contrib(
     """
     Spans of direct use go where contrib was told that they go.
     """
-    contribs = Recording()
+    contribs, url = Recording(), database(driver, tmp_path)
     agent()
     INSTRUMENTORS[driver]().instrument(tracer_provider=contribs.provider)
-    run(use_directly(driver, database(driver, tmp_path)))
+    run(use_directly(driver, url))
     assert ([], ["connect", "SELECT"]) == (recording.names, contribs.names)
 
 

@@ -95,8 +95,8 @@ class ContribDriver:
         lost = sorted(name for name, value in options.items() if value and name not in _UNDERSTOOD)
         if lost:
             _logger.warning(
-                "%s().instrument(%s): calls of %s are instrumented by otel-async-sqla-agent, which has no equivalent of "
-                "these options",
+                "%s().instrument(%s): calls of %s are instrumented by otel-async-sqla-agent, which has no equivalent "
+                "of these options",
                 self._instrumentor.__name__,
                 ", ".join(lost),
                 self._driver,
