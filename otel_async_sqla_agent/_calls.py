@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ._bracket import CONNECT, Bracket, open_bracket
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator
 
-    from ._drivers import Wrap
+    from ._wraps import Wrap
 
     Function = Callable[..., Any]
     # Chooses the function to call where a call passes.
@@ -135,16 +135,19 @@ def _coroutine(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
 
 
 def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
-    async def bracket(awaitable: Awaitable[Any], outer: Bracket | None, args: Any, kwargs: Any) -> Any:
+    @functools.wraps(function)
+    async def bracket(outer: Bracket | None, args: Any, kwargs: Any) -> Any:
         with _Open(caller, outer, wrap, args, kwargs):
-            return await awaitable
+            return await function(*args, **kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        # What the driver raises before it returns something to await is raised here, too.
         outer = open_bracket()
         if caller.passes(wrap, outer):
             return passing(outer, args)(*args, **kwargs)
-        return bracket(function(*args, **kwargs), outer, args, kwargs)
+        # What the driver raises before it returns something to await is raised here, too. Not this coroutine is
+        # awaited, but one of the bracket's own: Python complains of any that has never been.
+        function(*args, **kwargs).close()
+        return bracket(outer, args, kwargs)
 
     return call
 

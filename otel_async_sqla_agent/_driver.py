@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._bracket import CONNECT, TRANSACTION, Bracket
 from ._calls import bracketed
 from ._config import Mode, SpanType
-from ._drivers import DRIVERS, Call, Driver, Wrap
+from ._drivers import DRIVERS
 from ._first_connect import CLASS_METHODS, tell_unknown
 from ._semconv import Database
 from ._server import connection_database
+from ._wraps import Call, Driver, Wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,18 +220,20 @@ class InstrumentedDriver:
             return
         if isinstance(call, Database):
             self._begin_connect(bracket, outer, call)
-        elif call is not None and call.text.strip("; \n"):  # a ping sends nothing, or a semicolon
-            self._begin_statement(bracket, outer, wrap, call)
+        elif call is not None and call.connection is not None:  # a cursor that is closed has none
+            text = _text(call.query)
+            if text.strip("; \n"):  # a ping sends nothing, or a semicolon
+                self._begin_statement(bracket, outer, wrap, call, text)
 
     def _begin_connect(self, bracket: Bracket, outer: Bracket | None, database: Database) -> None:
         if SpanType.CONNECT in self._core.config.spans:
             target = None if outer is None else outer.target
             self._core.start_call(bracket, target or self._core.target(self._tracer, database), "connect")
 
-    def _begin_statement(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, call: Call) -> None:
-        control = _TRANSACTION.match(call.text)
-        if control is None and wrap.kind == TRANSACTION:  # psycopg fetches from its server-side cursors there, too
-            return
+    def _begin_statement(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, call: Call, text: str) -> None:
+        control = _TRANSACTION.match(text)
+        if control is None and wrap.kind == TRANSACTION:
+            return  # psycopg fetches from its server-side cursors there, too
         target = self._target(call.connection, outer)
         if control is not None:
             self._core.start_transaction(bracket, target, " ".join(control[1].upper().split()))
@@ -246,7 +249,7 @@ class InstrumentedDriver:
         self._core.start_statement(
             bracket,
             target,
-            call.text,
+            text,
             parameterised=parameterised,
             batch_size=call.batch_size,
             more=more,
@@ -270,6 +273,15 @@ class InstrumentedDriver:
         target = self._core.target(self._tracer, database)
         self._connections.add(connection, DirectConnection(target))
         return target
+
+
+def _text(query: Any) -> str:
+    """
+    Read SQL; what is neither text nor bytes the driver refuses.
+    """
+    if isinstance(query, (bytes, bytearray)):
+        return query.decode(errors="replace")
+    return query if isinstance(query, str) else ""
 
 
 def _without_contrib(function: Any) -> Any:

@@ -64,6 +64,7 @@ class FirstConnect:
         self.module = module
         self._start = start
         self._owner, self._name = connect_function(module)
+        getattr(self._owner, self._name)  # where it is not there, this is not the driver that we know
         self._original: Any = None
 
     def install(self) -> None:

@@ -22,6 +22,8 @@ LAYERS = [
     {"_contrib", "_contrib_drivers", "_engine", "_flush"},
     {"_driver"},
     {"_calls", "_drivers", "_pool"},
+    {"_drivers_mysql", "_drivers_postgresql"},
+    {"_wraps"},
     {"_connections", "_statement"},
     {"_bracket", "_metrics", "_pools"},
     {"_server"},
