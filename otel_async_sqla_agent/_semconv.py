@@ -14,6 +14,7 @@ from opentelemetry.semconv.attributes.db_attributes import (
     DB_NAMESPACE,
     DB_QUERY_SUMMARY,
     DB_QUERY_TEXT,
+    DB_STORED_PROCEDURE_NAME,
     DB_SYSTEM_NAME,
 )
 from opentelemetry.semconv.attributes.server_attributes import SERVER_ADDRESS, SERVER_PORT
@@ -111,12 +112,14 @@ def metric_attributes(database: Database) -> Attributes:
     return database_attributes(AttributeNames.STABLE, database)
 
 
-def statement_attributes(names: AttributeNames, *, operation: str, summary: str, text: str | None) -> Attributes:
+def statement_attributes(
+    names: AttributeNames, *, operation: str, summary: str, text: str = "", procedure: str = ""
+) -> Attributes:
     """
     Return the attributes that every execution of a statement has.
     """
     old = {"db.operation": operation, "db.statement": text}
-    stable = {DB_QUERY_SUMMARY: summary, DB_QUERY_TEXT: text}
+    stable = {DB_QUERY_SUMMARY: summary, DB_QUERY_TEXT: text, DB_STORED_PROCEDURE_NAME: procedure}
     return _chosen(names, old, stable)
 
 

@@ -28,16 +28,17 @@ class SQLReading(NamedTuple):
     masked: str  # the text with `?` for each literal, and without comments
 
 
-def read_sql(sql: str, system: str = "other_sql") -> SQLReading:
+def read_sql(sql: str, system: str = "other_sql", limit: int = READ_LIMIT) -> SQLReading:
     """
     Summarise and mask a text in one pass.
 
     Args:
-        sql: Any text; only its first `READ_LIMIT` characters are read.
+        sql: Any text.
         system: The `db.system.name`; an unknown one gets the rules that mask most.
+        limit: How many characters of the text are read.
     """
     rules = _RULES.get(system, _UNKNOWN)
-    tokens, text, is_cut = _tokens(rules), sql[:READ_LIMIT], len(sql) > READ_LIMIT
+    tokens, text, is_cut = _tokens(rules), sql[:limit], len(sql) > limit
     summary, masked, end = _Summary(), list[str](), 0
     while token := tokens.match(text, end):
         start, end = token.span()

@@ -4,7 +4,6 @@ Make the span of a statement: what every layer shares.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from time import perf_counter, time_ns
@@ -16,27 +15,26 @@ from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SI
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from ._bracket import UnstartedSpan
-from ._config import Config, QueryText, Sdk, SpanType
+from ._config import Config, Sdk, SpanType
 from ._errors import ErrorFacts, error_attributes, error_facts, record_error
+from ._facts import FactsReader, Statement, StatementFacts
 from ._sdk import SdkOptIn
 from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
-from ._sql import READ_LIMIT, read_sql
+from ._sql import READ_LIMIT
 
 if TYPE_CHECKING:
     from ._bracket import Bracket
     from ._guard import Guard
-    from ._metrics import Metrics
+    from ._metrics import Instruments, Metrics
 
 _logger = logging.getLogger("otel_async_sqla_agent")
 
-CACHED_STATEMENTS = 512
-METRIC_SUMMARIES = 500
-OTHER_SUMMARIES = "_OTHER"
 # What OpenTelemetry's `suppress_instrumentation()` sets. Asking `is_instrumentation_enabled()` takes three look-ups of
 # the context, and one is at hand.
 _SUPPRESSED = "suppress_instrumentation"
 _SUPPRESSED_BY_SDK = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", _SUPPRESSED)
-CUT_MARK = "…"
+# What stands for the facts of a text that has not been read.
+_UNREAD = StatementFacts("", {}, False, "")
 
 
 class Target(NamedTuple):
@@ -58,17 +56,6 @@ class Target(NamedTuple):
     """
 
 
-class StatementFacts(NamedTuple):
-    """
-    What is computed once per distinct SQL text.
-    """
-
-    name: str
-    attributes: Attributes
-    excluded: bool
-    metric_summary: str
-
-
 class StatementCore:
     """
     Start and end spans, as the configuration says.
@@ -84,10 +71,10 @@ class StatementCore:
     def __init__(self, config: Config, metrics: Metrics, *, global_provider: bool) -> None:
         self.config = config
         self._metrics = metrics
-        self._metric_summaries: set[str] = set()
         self._min_duration = config.min_duration_ms / 1000
         self._statements = SpanType.STATEMENT in config.spans
-        self._cached_facts = functools.lru_cache(CACHED_STATEMENTS)(self._read_facts)
+        self._facts = FactsReader(config)
+        self._needs_facts = config.exclude is not None or config.min_duration_ms > 0
         self._provider_checked = not global_provider
         self.before_connect = SdkOptIn(wanted=config.sdk is Sdk.AUTO and global_provider)
 
@@ -132,7 +119,8 @@ class StatementCore:
         instruments = self._metrics.instruments() if measure else None
         if not (instruments or self._statements) or _suppressed(parent):
             return
-        facts = self._facts(sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
+        statement = (sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
+        facts = self._facts.known(statement) or self._read(statement, parent, instruments)
         if instruments:
             bracket.measured = (perf_counter(), instruments.duration, target.metric_attributes, facts.metric_summary)
         if facts.excluded or not self._statements or not self._wanted(parent):
@@ -147,8 +135,13 @@ class StatementCore:
             bracket.if_it_is_slow = UnstartedSpan(
                 perf_counter(), least, target.tracer, facts.name or target.name, attributes, parent, time_ns()
             )
-        else:
-            bracket.attach(_start_span(target.tracer, facts.name or target.name, attributes, parent), parent)
+            return
+        span = _start_span(target.tracer, facts.name or target.name, attributes, parent)
+        bracket.attach(span, parent)
+        if facts is _UNREAD and span.is_recording():  # a sampler that does not ask the parent
+            facts = self._facts.read(statement)
+            span.update_name(facts.name or target.name)
+            span.set_attributes(facts.attributes)
 
     def start_call(
         self, bracket: Bracket, target: Target, name: str, *, current: bool = False, start_time: int | None = None
@@ -168,7 +161,7 @@ class StatementCore:
             return
         operation = "" if name == "connect" else name
         attributes = target.attributes | statement_attributes(
-            self.config.attribute_names, operation=operation, summary=name, text=None
+            self.config.attribute_names, operation=operation, summary=name
         )
         span = _start_span(target.tracer, name, attributes, parent, start_time)
         if current:
@@ -245,6 +238,18 @@ class StatementCore:
             attributes.update(error_attributes(error))
         duration.record(perf_counter() - started, attributes)
 
+    def _read(self, statement: Statement, parent: Context, instruments: Instruments | None) -> StatementFacts:
+        """
+        Read a text that is not known, unless it is not worth while: its span is not going to be recorded.
+
+        One that is going to be known from now on is read for the metric all the same.
+        """
+        caller = trace.get_current_span(parent).get_span_context()
+        is_unsampled = caller.is_valid and not caller.trace_flags.sampled
+        if is_unsampled and not self._needs_facts and (instruments is None or len(statement[0]) > READ_LIMIT):
+            return _UNREAD
+        return self._facts.read(statement)
+
     def _wanted(self, parent: Context) -> bool:
         if not self._provider_checked:
             self._check_provider()
@@ -260,44 +265,6 @@ class StatementCore:
                 "no TracerProvider is set, so the spans of async engines go nowhere for now; run the program with "
                 "`opentelemetry-instrument`, or call opentelemetry.trace.set_tracer_provider()"
             )
-
-    def _facts(self, sql: str, parameterised: bool, batch: bool, system: str) -> StatementFacts:
-        # A longer text would make the cache's size unpredictable, and is not often the same twice.
-        facts = self._cached_facts if len(sql) <= READ_LIMIT else self._read_facts
-        return facts(sql, parameterised, batch, system)
-
-    def _read_facts(self, sql: str, parameterised: bool, batch: bool, system: str) -> StatementFacts:
-        reading = read_sql(sql, system)
-        summary = f"BATCH {reading.summary}" if batch and reading.summary else reading.summary
-        texts = {
-            QueryText.AUTO: sql if parameterised else reading.masked,
-            QueryText.MASKED: reading.masked,
-            QueryText.RAW: sql,
-            QueryText.OFF: "",
-        }
-        return StatementFacts(
-            name=summary,
-            attributes=statement_attributes(
-                self.config.attribute_names,
-                operation=reading.operation,
-                summary=summary,
-                text=self._cut(texts[self.config.query_text]),
-            ),
-            metric_summary=self._metric_summary(summary),
-            excluded=self.config.exclude is not None and bool(self.config.exclude.search(sql)),
-        )
-
-    def _metric_summary(self, summary: str) -> str:
-        """
-        Keep the metric's cardinality bounded, whatever the application's SQL is made of.
-        """
-        if len(self._metric_summaries) < METRIC_SUMMARIES:
-            self._metric_summaries.add(summary)
-        return summary if summary in self._metric_summaries else OTHER_SUMMARIES
-
-    def _cut(self, text: str) -> str:
-        length = self.config.query_max_length
-        return text if len(text) <= length else text[: length - len(CUT_MARK)] + CUT_MARK
 
 
 def end_span(span: Span, error: ErrorFacts | None) -> None:

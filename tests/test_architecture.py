@@ -25,7 +25,7 @@ LAYERS = [
     {"_drivers_mysql", "_drivers_postgresql"},
     {"_wraps"},
     {"_connections", "_statement"},
-    {"_bracket", "_metrics", "_pools"},
+    {"_bracket", "_facts", "_metrics", "_pools"},
     {"_server"},
     {"_errors", "_semconv", "_sql"},
     {"_config", "_first_connect", "_folder", "_guard", "_importhook", "_sdk"},

@@ -10,7 +10,7 @@ from sqlalchemy import insert, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from otel_async_sqla_agent import _statement
+from otel_async_sqla_agent import _facts
 from tests.conftest import run
 from tests.recording import Recording, points
 from tests.test_engine import MEMORY, metadata, pooled, select_one, tag
@@ -112,7 +112,7 @@ def test_bounded_cardinality(measured: Any, reader: InMemoryMetricReader, monkey
     """
     Beyond so many summaries the rest is one series.
     """
-    monkeypatch.setattr(_statement, "METRIC_SUMMARIES", 3)
+    monkeypatch.setattr(_facts, "METRIC_SUMMARIES", 3)
     measured()
 
     async def main() -> None:

@@ -562,9 +562,7 @@ def test_no_literal_survives_the_limit(sql: str, limit: int) -> None:
     """
     Nothing of a literal is left where the limit goes through it.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_sql, "READ_LIMIT", limit)
-        reading = read_sql(sql, "mysql")
+    reading = read_sql(sql, "mysql", limit)
 
     assert not CANARY.search(reading.masked + reading.summary)
 

@@ -1,0 +1,132 @@
+"""
+Compute once per distinct SQL text what every execution of it says.
+"""
+
+from __future__ import annotations
+
+from sys import getsizeof
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._config import Config, QueryText
+from ._semconv import Attributes, statement_attributes
+from ._sql import READ_LIMIT, read_sql
+
+if TYPE_CHECKING:
+    from typing import Final
+
+CACHED_TEXTS: Final = 512
+CACHED_BYTES: Final = 4 * 1024 * 1024
+# Characters of a text that is too long for the cache, where no more than that is shown: it is read each time.
+LONG_TEXT_READ: Final = 4096
+METRIC_SUMMARIES: Final = 500
+OTHER_SUMMARIES: Final = "_OTHER"
+CUT_MARK: Final = "…"
+
+
+# What the facts depend on: the SQL, whether the values are apart from it, whether it is a batch, and the
+# `db.system.name`. A plain tuple: one is made for each execution.
+Statement = tuple[str, bool, bool, str]
+
+
+class StatementFacts(NamedTuple):
+    """
+    What a text says.
+    """
+
+    name: str
+    """
+    The summary; empty where there is none.
+    """
+
+    attributes: Attributes
+    excluded: bool
+    metric_summary: str
+
+
+class FactsReader:
+    """
+    Read texts, and remember what they say.
+
+    What is remembered is bounded in entries and in bytes: two halves, of which the older one is dropped when the newer
+    one is full. What is asked for again moves to the newer one.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._new: dict[Statement, StatementFacts] = {}
+        self._old: dict[Statement, StatementFacts] = {}
+        self._new_bytes = 0
+        self._metric_summaries: set[str] = set()
+
+    def known(self, statement: Statement) -> StatementFacts | None:
+        """
+        Look a text up, without reading it.
+        """
+        # A longer one is not there, and it would take time to find that out: all of a text is hashed.
+        if len(statement[0]) > READ_LIMIT:
+            return None
+        facts = self._new.get(statement)
+        if facts is None and (facts := self._old.get(statement)) is not None:
+            self._remember(statement, facts)
+        return facts
+
+    def read(self, statement: Statement) -> StatementFacts:
+        """
+        Read a text, and remember what it says unless it is too long.
+        """
+        config, (sql, parameterised, is_batch, system) = self._config, statement
+        is_long = len(sql) > READ_LIMIT
+        limit = min(READ_LIMIT, max(LONG_TEXT_READ, config.query_max_length)) if is_long else READ_LIMIT
+        reading = read_sql(sql, system, limit)
+        summary = f"BATCH {reading.summary}" if is_batch and reading.summary else reading.summary
+        texts = {
+            QueryText.AUTO: sql if parameterised else reading.masked,
+            QueryText.MASKED: reading.masked,
+            QueryText.RAW: sql,
+            QueryText.OFF: "",
+        }
+        facts = StatementFacts(
+            name=summary,
+            attributes=statement_attributes(
+                config.attribute_names,
+                operation=reading.operation,
+                summary=summary,
+                text=cut(texts[config.query_text], config.query_max_length),
+                procedure=_procedure(reading.operation, reading.summary),
+            ),
+            metric_summary=self._metric_summary(summary),
+            excluded=config.exclude is not None and config.exclude.search(sql, 0, READ_LIMIT) is not None,
+        )
+        if not is_long:
+            self._remember(statement, facts)
+        return facts
+
+    def _remember(self, statement: Statement, facts: StatementFacts) -> None:
+        size = getsizeof(statement[0]) + sum(map(getsizeof, facts.attributes.values()))
+        if len(self._new) >= CACHED_TEXTS // 2 or self._new_bytes + size > CACHED_BYTES // 2:
+            self._old, self._new, self._new_bytes = self._new, {}, 0
+        self._new[statement] = facts
+        self._new_bytes += size
+
+    def _metric_summary(self, summary: str) -> str:
+        """
+        Keep the metric's cardinality bounded, whatever the application's SQL is made of.
+        """
+        if len(self._metric_summaries) < METRIC_SUMMARIES:
+            self._metric_summaries.add(summary)
+        return summary if summary in self._metric_summaries else OTHER_SUMMARIES
+
+
+def cut(text: str, length: int) -> str:
+    """
+    Shorten a text that is longer, and mark that.
+    """
+    return text if len(text) <= length else text[: length - len(CUT_MARK)] + CUT_MARK
+
+
+def _procedure(operation: str, summary: str) -> str:
+    """
+    Return the name of the stored procedure, where a text does nothing but call one.
+    """
+    name = summary[len(operation) + 1 :]
+    return name if operation.upper() in ("CALL", "EXEC") and " " not in name else ""
