@@ -125,9 +125,9 @@ class Receiver:
 
     def wait_for(self, count: int, wanted: Callable[[ReceivedSpan], bool] = lambda span: True) -> list[ReceivedSpan]:
         """
-        Wait until so many spans have arrived, at most ten seconds, and return all that are wanted.
+        Wait until so many spans have arrived, at most thirty seconds, and return all that are wanted.
         """
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while len(spans := list(filter(wanted, self.spans()))) < count and time.monotonic() < deadline:
             time.sleep(0.02)
         return spans

@@ -122,33 +122,27 @@ def test_no_launcher(command: str, program: Path, venv: Callable[..., Venv], rec
     ]
 
 
-def test_servers_workers(program: Path, venv: Callable[..., Venv], receiver: Receiver) -> None:
+SERVERS = {
+    "uvicorn": "-m uvicorn app:app --uds socket --workers 2 --timeout-worker-healthcheck 60",
+    "gunicorn": "-m gunicorn app:app --bind unix:socket --workers 2 --worker-class uvicorn_worker.UvicornWorker",
+}
+
+
+@pytest.mark.parametrize("command", SERVERS.values(), ids=SERVERS)
+def test_servers_workers(command: str, program: Path, venv: Callable[..., Venv], receiver: Receiver) -> None:
     """
-    uvicorn's workers, which it spawns, make spans as well.
+    The workers of a server make spans as well, whether they are spawned or forked.
     """
     (program.parent / "app.py").write_text(SERVER)
-    command = [
-        venv("uvicorn").python,
-        "-m",
-        "uvicorn",
-        "--uds",
-        "socket",
-        "--workers",
-        "2",
-        "--lifespan",
-        "on",
-        "app:app",
-    ]
     with subprocess.Popen(
-        command,
+        [venv("gunicorn", "uvicorn", "uvicorn-worker").python, *command.split()],
         cwd=program.parent,
         env=environ(**ON, **receiver.environ, OTEL_BSP_SCHEDULE_DELAY="50"),
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
     ) as server:
         spans = receiver.wait_for(4)
         server.send_signal(signal.SIGTERM)
-        server.communicate(timeout=20)
+        server.wait(timeout=30)
     assert ["SELECT", "SELECT", "connect", "connect"] == sorted(span.name for span in spans)
 
 
