@@ -6,9 +6,11 @@ from typing import Any
 
 import aiosqlite
 import pytest
+import sqlalchemy
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 import otel_async_sqla_agent
 from tests.conftest import run
@@ -57,7 +59,7 @@ def test_parents_of_many_at_once(mode: str, recording: Recording, agent: Callabl
             await select(engine, f"SELECT {number} FROM (SELECT 1) AS t{number}")
 
     async def tasks() -> None:
-        engine = create_async_engine(url, pool_size=20)
+        engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool, pool_size=20)
         await asyncio.gather(*(task(engine, number) for number in range(100)))
         await engine.dispose()
 
@@ -164,6 +166,7 @@ def test_literal_execute_in_driver_mode(recording: Recording, agent: Callable[..
     assert ["SELECT ?, ?", "SELECT 'kept', ?"] == [span.attributes["db.query.text"] for span in recording.ended]
 
 
+@pytest.mark.skipif(sqlalchemy.__version__.startswith("1."), reason="has no async_creator")
 @pytest.mark.parametrize("mode", MODES)
 def test_direct_use_inside_of_a_connect(mode: str, recording: Recording, agent: Callable[..., None], url: str) -> None:
     """
