@@ -37,13 +37,15 @@ FLOORS = [
 # because that is what the smallest machines have, and each makes databases of its own.
 PROCESSES = ["-n", "2", "--dist", "worksteal"]
 ALL = ["tests", "integration"]
-# The lexer, the exporter and images never meet SQLAlchemy's versions: the outer environments are enough for them.
+# The lexer, the exporter, images and processes never meet SQLAlchemy's versions: the outer environments are enough.
 WITH_SQLALCHEMY = [
     *ALL,
     "--ignore=tests/test_sql.py",
     "--ignore=tests/test_waterfall.py",
     "--ignore=tests/test_cli.py",
     "--ignore=integration/test_images.py",
+    "--ignore=integration/test_processes.py",
+    "--ignore=integration/test_servers.py",
 ]
 ENVIRONMENTS = {
     "newest": ("3.13", [], ALL),

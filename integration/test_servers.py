@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ import httpx
 import pytest
 
 from integration.conftest import Receiver, _free_port
-from integration.processes import environ
+from integration.processes import NOISE, environ, newest_only
 from tests.recording import AGENT
 
 APPLICATION = """
@@ -82,14 +83,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def serve(folder: Path, *command: str, **variables: str) -> Iterator[Server]:
-    (folder / "app.py").write_text(APPLICATION)
+def serve(folder: Path, *command: str, application: str = APPLICATION, **variables: str) -> Iterator[Server]:
+    """
+    Start a server; what it says on standard error goes into the file `stderr` of the folder.
+    """
+    (folder / "app.py").write_text(application)
     port = _free_port()
-    process = subprocess.Popen(
-        ["opentelemetry-instrument", *(part.replace("PORT", str(port)) for part in command)],
-        cwd=folder,
-        env=environ(OTEL_LOGS_EXPORTER="none", **variables),
-    )
+    with (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(
+            ["opentelemetry-instrument", *(part.replace("PORT", str(port)) for part in command)],
+            cwd=folder,
+            env=environ(OTEL_LOGS_EXPORTER="none", **variables),
+            stderr=stderr,
+        )
     try:
         yield Server(process, port)
     finally:
@@ -128,12 +134,12 @@ GUNICORN = ("gunicorn", "app:app", "--bind", "127.0.0.1:PORT", "--worker-class",
     ("command", "workers", "exit_code"),
     [
         pytest.param(UVICORN, 1, -signal.SIGTERM, id="uvicorn"),
-        pytest.param((sys.executable, "app.py", "PORT"), 1, -signal.SIGTERM, id="uvicorn.run"),
+        pytest.param((sys.executable, "app.py", "PORT"), 1, -signal.SIGTERM, id="uvicorn.run", marks=newest_only),
         pytest.param((*UVICORN, "--workers", "2"), 2, 0, id="uvicorn-workers"),
         pytest.param((*UVICORN, "--reload"), 1, 0, id="uvicorn-reload"),
-        pytest.param((*GUNICORN, "--workers", "2"), 2, 0, id="gunicorn"),
-        pytest.param((*GUNICORN, "--workers", "2", "--preload"), 2, 0, id="gunicorn-preload"),
-        pytest.param(("hypercorn", "app:app", "--bind", "127.0.0.1:PORT"), 1, 0, id="hypercorn"),
+        pytest.param((*GUNICORN, "--workers", "2"), 2, 0, id="gunicorn", marks=newest_only),
+        pytest.param((*GUNICORN, "--workers", "2", "--preload"), 2, 0, id="gunicorn-preload", marks=newest_only),
+        pytest.param(("hypercorn", "app:app", "--bind", "127.0.0.1:PORT"), 1, 0, id="hypercorn", marks=newest_only),
     ],
 )
 def test_nothing_is_lost(
@@ -146,3 +152,48 @@ def test_nothing_is_lost(
         server.wait_for_workers(workers)
         assert exit_code == server.stop()
     assert (server.requests, server.requests) == (statements(receiver), measured_statements(receiver))
+
+
+def test_switched_off(tmp_path: Path, receiver: Receiver) -> None:
+    """
+    With OTEL_ASYNC_SQLA_FLUSH_ON_EXIT=false the server ends the same way, and loses what it has buffered.
+    """
+    with serve(tmp_path, *UVICORN, OTEL_ASYNC_SQLA_FLUSH_ON_EXIT="false", **receiver.environ) as server:
+        server.wait_for_workers(1)
+        assert -signal.SIGTERM == server.stop()
+    assert (0, 0) == (statements(receiver), measured_statements(receiver))
+
+
+def test_collector_hangs(tmp_path: Path) -> None:
+    """
+    Where nobody answers an export that may take ten minutes, the server ends long before, by the same signal.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as collector:
+        endpoint = f"http://127.0.0.1:{collector.getsockname()[1]}"
+        with serve(
+            tmp_path,
+            *UVICORN,
+            OTEL_EXPORTER_OTLP_ENDPOINT=endpoint,
+            OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+            OTEL_EXPORTER_OTLP_TIMEOUT="600",
+        ) as server:
+            server.wait_for_workers(1)
+            assert -signal.SIGTERM == server.stop()
+
+
+@newest_only  # before, the SDK's own `force_flush` warns
+def test_application_that_flushes_itself(tmp_path: Path, receiver: Receiver) -> None:
+    """
+    An application that shuts its providers down itself loses nothing, and hears nothing of us.
+    """
+    application = APPLICATION.replace(
+        "await engine.dispose()",
+        "await engine.dispose(); import opentelemetry.trace as t, opentelemetry.metrics as m; "
+        "t.get_tracer_provider().shutdown(); m.get_meter_provider().shutdown()",
+    )
+    command = (*UVICORN, "--log-level", "warning")
+    with serve(tmp_path, *command, application=application, **receiver.environ) as server:
+        server.wait_for_workers(1)
+        server.stop()
+    assert (server.requests, server.requests) == (statements(receiver), measured_statements(receiver))
+    assert [line for line in (tmp_path / "stderr").read_text().splitlines() if not line.startswith(NOISE)] == []

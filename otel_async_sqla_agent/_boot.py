@@ -113,6 +113,23 @@ def _activate(options: Mapping[str, str], providers: Mapping[str, Any]) -> None:
         _active.hook.install()
 
 
+def include_children() -> None:
+    """
+    Put the launcher's folder back on PYTHONPATH, so that spawned workers make spans too. Never raises.
+
+    opentelemetry-instrumentation does it itself from 0.63b0 on. An application that calls the launcher's
+    `initialize()` itself has no such folder.
+    """
+    try:
+        launcher = os.path.dirname(getattr(sys.modules.get("sitecustomize"), "__file__", None) or "")
+        if _active is not None and os.path.basename(launcher) == "auto_instrumentation":
+            folders = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+            if launcher not in folders:
+                os.environ["PYTHONPATH"] = os.pathsep.join([launcher, *filter(None, folders)])
+    except Exception:  # noqa: BLE001 - the launcher would report that nothing is instrumented
+        _log_failure("could not reach child processes")
+
+
 def deactivate() -> None:
     """
     Disarm the agent and give everything back that it has replaced. Never raises.

@@ -4,8 +4,10 @@ import gc
 import importlib
 import json
 import logging
+import os
 import sys
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,39 @@ def test_switches(environ: dict[str, str], active: bool, recording: Recording, m
     assert active == (meta_path != sys.meta_path)
     run(select_one(create_async_engine(MEMORY)))
     assert (["connect", "SELECT"] if active else []) == recording.names
+
+
+LAUNCHER = "/site-packages/opentelemetry/instrumentation/auto_instrumentation"
+
+
+@pytest.mark.parametrize(
+    ("sitecustomize", "mode", "before", "after"),
+    [
+        pytest.param(LAUNCHER, "auto", "/app", f"{LAUNCHER}:/app", id="old-launcher"),
+        pytest.param(LAUNCHER, "auto", None, LAUNCHER, id="old-launcher-alone"),
+        pytest.param(LAUNCHER, "auto", f"/app:{LAUNCHER}", f"/app:{LAUNCHER}", id="there-already"),
+        pytest.param(LAUNCHER, "off", "/app", "/app", id="off"),
+        pytest.param("/somewhere", "auto", "/app", "/app", id="another-sitecustomize"),
+        pytest.param(None, "auto", "/app", "/app", id="initialize"),
+    ],
+)
+def test_children_of_the_launcher(
+    sitecustomize: str | None, mode: str, before: str | None, after: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Where the launcher has taken its folder off PYTHONPATH, it comes back, so that child processes are launched too.
+    """
+    monkeypatch.delitem(sys.modules, "sitecustomize", raising=False)
+    if sitecustomize is not None:
+        module = types.ModuleType("sitecustomize")
+        module.__file__ = f"{sitecustomize}/sitecustomize.py"
+        monkeypatch.setitem(sys.modules, "sitecustomize", module)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONPATH", before)
+    otel_async_sqla_agent.instrument(mode=mode)
+    _boot.include_children()
+    assert after == os.environ["PYTHONPATH"]
 
 
 def test_environment_is_read_at_activation(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
