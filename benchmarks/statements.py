@@ -25,7 +25,8 @@ SESSION_SECONDS = 10  # without its start; some 40 rounds of each variant
 
 _SAMPLED = ["manual sampled", "agent sampled", "agent metrics", "contrib sampled", "contrib launched"]
 _UNSAMPLED = ["manual unsampled", "agent unsampled"]
-VARIANTS = ["bare", *_SAMPLED, *_UNSAMPLED]
+_MODES = ["agent auto", "agent driver", "agent both", "contrib asyncpg"]
+VARIANTS = ["bare", *_SAMPLED, *_UNSAMPLED, *_MODES]
 
 _CONTRIB = f"contrib {version('opentelemetry-instrumentation-sqlalchemy')} on SQLAlchemy {version('sqlalchemy')}"
 _NAMES = {
@@ -36,16 +37,24 @@ _NAMES = {
     "contrib launched": "+ the same, two spans as under opentelemetry-instrument",
     "manual unsampled": "+ hand-written span, unsampled",
     "agent unsampled": "+ agent, unsampled",
+    "agent auto": "+ agent, mode auto",
+    "agent driver": "+ agent, mode driver",
+    "agent both": "+ agent, mode both (two spans)",
+    "contrib asyncpg": f"+ contrib asyncpg {version('opentelemetry-instrumentation-asyncpg')}",
 }
 _RATIOS = [
     ("agent sampled", "manual sampled", 1.1),
     ("agent unsampled", "manual unsampled", 1.2),
     ("agent sampled", "contrib sampled", None),
     ("agent sampled", "contrib launched", 0.5),  # what it does to an async engine as users run it
+    ("agent both", "manual sampled", 2.1),
+    ("agent driver", "contrib asyncpg", 0.7),
 ]
 
 Session = dict[str, list[float]]  # variant to microseconds per statement, in the order of rounds
 _CHECKOUT = " checkout"  # behind a variant's name: microseconds per checkout and return
+_FETCH = " fetch"  # likewise: per direct call of asyncpg
+_MEASURES = ("", _CHECKOUT, _FETCH)
 
 
 def rows(url: str) -> Iterator[Row]:
@@ -65,6 +74,11 @@ def rows(url: str) -> Iterator[Row]:
         overall = _ratio(sessions, ours, theirs)
         spread = Quartiles.of([_ratio([session], ours, theirs) for session in sessions])
         yield spread._replace(median=overall).row(f"{ours} / {theirs}", ".2f", "", limit)
+    direct = [_ratio([session], "agent driver" + _FETCH, "contrib asyncpg" + _FETCH) for session in sessions]
+    overall = _ratio(sessions, "agent driver" + _FETCH, "contrib asyncpg" + _FETCH)
+    name = "asyncpg's fetch() itself: agent driver / contrib asyncpg"
+    yield Quartiles.of(direct)._replace(median=overall).row(name, ".2f", "", 0.7)
+    yield _engine_and_auto(sessions)
     metrics = [_metrics_ratio([session]) for session in sessions]
     yield (
         Quartiles.of(metrics)
@@ -76,8 +90,25 @@ def rows(url: str) -> Iterator[Row]:
         yield Quartiles.of(checkouts).row(f"checkout and return: {_NAMES[variant]}", "+.1f", " µs", 10)
 
 
+def _engine_and_auto(sessions: list[Session]) -> Row:
+    """
+    Tell whether mode `auto` costs what `engine` does, as far as the sessions can tell them apart.
+    """
+    engine, auto = (
+        Quartiles.of([median(_added(session, variant)) for session in sessions])
+        for variant in ("agent sampled", "agent auto")
+    )
+    return Row(
+        "mode auto, against the sessions' quartiles of mode engine",
+        f"{auto.median:+.1f} µs",
+        f"{engine.low:+.1f} … {engine.high:+.1f}",
+        "within",
+        auto.median <= engine.high,
+    )
+
+
 def _added(session: Session, variant: str, to: str = "") -> list[float]:
-    base = to or ("bare" + _CHECKOUT if variant.endswith(_CHECKOUT) else "bare")
+    base = to or "bare" + next((measure for measure in _MEASURES[1:] if variant.endswith(measure)), "")
     return [value - bare for value, bare in zip(session[variant], session[base], strict=True)]
 
 
@@ -100,13 +131,12 @@ def _session(url: str) -> Session:
         for worker in others.values():
             _answer(worker)
         workers = {"agent sampled": agent, **others}
-        session: Session = {name + suffix: [] for name in VARIANTS for suffix in ("", _CHECKOUT)}
+        session: Session = {name + measure: [] for name in VARIANTS for measure in _MEASURES}
         end = time.monotonic() + SESSION_SECONDS
         while time.monotonic() < end:
             for name in random.sample(VARIANTS, len(VARIANTS)):
-                statement, checkout = _round(workers[name])
-                session[name].append(statement)
-                session[name + _CHECKOUT].append(checkout)
+                for measure, microseconds in zip(_MEASURES, _round(workers[name]), strict=True):
+                    session[name + measure].append(microseconds)
         return session
 
 
@@ -122,8 +152,7 @@ def _answer(worker: subprocess.Popen[str]) -> str:
     return worker.stdout.readline()
 
 
-def _round(worker: subprocess.Popen[str]) -> tuple[float, float]:
+def _round(worker: subprocess.Popen[str]) -> list[float]:
     assert worker.stdin is not None
     worker.stdin.write("round\n")
-    statement, checkout = _answer(worker).split()
-    return float(statement) / 1e3, float(checkout) / 1e3
+    return [float(nanoseconds) / 1e3 for nanoseconds in _answer(worker).split()]

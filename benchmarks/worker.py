@@ -2,7 +2,8 @@
 Execute statements in one variant, a round for each line of standard input.
 
 Run as `python -m benchmarks.worker <url> <variant> <span>`. The first answer is the spans of one statement, as JSON;
-each further one is the CPU time of the event loop's thread, in nanoseconds per statement and per checkout.
+each further one is the CPU time of the event loop's thread, in nanoseconds per statement, per checkout and per direct
+call of asyncpg.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+import asyncpg
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
@@ -24,6 +26,7 @@ from opentelemetry.trace import SpanKind, Tracer
 STATEMENTS = 100  # of a round: enough to be warm, few enough that the rounds of one turn see the same machine
 CACHE_WARMERS = 3  # statements before each round, not counted: other workers have used the CPU meanwhile
 WARM_UP = 1_000  # statements before the first round
+MODES = {"agent auto": "auto", "agent both": "both", "agent driver": "driver"}  # of the others: `engine`
 
 
 async def main(url: str, variant: str, span: dict[str, Any]) -> None:
@@ -42,6 +45,7 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
 
     statement = sqlalchemy.text("SELECT id FROM item WHERE id = :id")
     engine = sqlalchemy.ext.asyncio.create_async_engine(url)
+    direct = await asyncpg.connect(url.replace("+asyncpg", ""))
     async with engine.connect() as connection:
         await connection.execute(sqlalchemy.text("CREATE TEMPORARY TABLE item (id integer PRIMARY KEY)"))
         await connection.execute(sqlalchemy.text("INSERT INTO item VALUES (1)"))
@@ -60,7 +64,9 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
             begin = time.thread_time_ns()
             await execute(connection, statement, tracer, span, STATEMENTS)
             statements = time.thread_time_ns() - begin
-            answer(f"{statements / STATEMENTS} {await check_out(engine) / STATEMENTS}")
+            checkouts, fetches = await check_out(engine), await fetch(direct)
+            answer(" ".join(str(round_ / STATEMENTS) for round_ in (statements, checkouts, fetches)))
+    await direct.close()
     await engine.dispose()
 
 
@@ -73,8 +79,13 @@ def instrument(variant: str, provider: TracerProvider) -> None:
 
         meters = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
         metrics = {"meter_provider": meters} if variant == "agent metrics" else {}
-        otel_async_sqla_agent.instrument(mode="engine", tracer_provider=provider, **metrics)
-    if variant.startswith("contrib"):
+        mode = MODES.get(variant, "engine")
+        otel_async_sqla_agent.instrument(mode=mode, tracer_provider=provider, **metrics)
+    if variant == "contrib asyncpg":
+        from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
+
+        AsyncPGInstrumentor().instrument(tracer_provider=provider)
+    elif variant.startswith("contrib"):
         from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
         if variant != "contrib launched":
@@ -111,6 +122,21 @@ async def check_out(engine: Any) -> int:
     for _ in range(STATEMENTS):
         async with engine.connect():
             pass
+    return time.thread_time_ns() - begin
+
+
+async def fetch(connection: Any) -> int:
+    """
+    Execute a statement with asyncpg alone, as often as there are statements in a round.
+
+    Returns:
+        CPU time in nanoseconds.
+    """
+    for _ in range(CACHE_WARMERS):
+        await connection.fetch("SELECT 1 WHERE 1 = $1", 1)
+    begin = time.thread_time_ns()
+    for _ in range(STATEMENTS):
+        await connection.fetch("SELECT 1 WHERE 1 = $1", 1)
     return time.thread_time_ns() - begin
 
 

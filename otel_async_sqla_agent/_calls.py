@@ -128,8 +128,16 @@ def _coroutine(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
         outer = open_bracket()
         if caller.passes(wrap, outer):
             return await passing(outer, args)(*args, **kwargs)
-        with _Open(caller, outer, wrap, args, kwargs):
-            return await function(*args, **kwargs)
+        # As `_Open` does it, without its calls: most statements come this way.
+        bracket = Bracket(caller)
+        try:
+            caller.begin(bracket, outer, wrap, args, kwargs)
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            caller.end(bracket, error)
+            raise
+        caller.end(bracket, None)
+        return result
 
     return call
 

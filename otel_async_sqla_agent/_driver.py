@@ -162,7 +162,10 @@ class InstrumentedDriver:
         """
         Start the span of a call, if it gets one; never raises an `Exception`.
         """
-        self._guard.run(self._begin, bracket, outer, wrap, args, kwargs)
+        try:
+            self._begin(bracket, outer, wrap, args, kwargs)
+        except Exception as error:  # noqa: BLE001
+            self._guard.failed(error)
 
     def connected(self, bracket: Bracket, outer: Bracket | None, connection: Any) -> None:
         """

@@ -76,6 +76,7 @@ class StatementCore:
         self._facts = FactsReader(config)
         self._needs_facts = config.exclude is not None or config.min_duration_ms > 0
         self._provider_checked = not global_provider
+        self._wants_all = self._provider_checked and not config.require_parent
         self.before_connect = SdkOptIn(wanted=config.sdk is Sdk.AUTO and global_provider)
 
     def target(self, tracer: Tracer, database: Database) -> Target:
@@ -123,7 +124,7 @@ class StatementCore:
         facts = self._facts.known(statement) or self._read(statement, parent, instruments)
         if instruments:
             bracket.measured = (perf_counter(), instruments.duration, target.metric_attributes, facts.metric_summary)
-        if facts.excluded or not self._statements or not self._wanted(parent):
+        if facts.excluded or not self._statements or not (self._wants_all or self._wanted(parent)):
             return
         attributes = {**target.attributes, **facts.attributes}
         if batch_size > 1:
@@ -201,14 +202,17 @@ class StatementCore:
         """
         facts = None
         try:
-            facts = None if error is None else error_facts(error) or bracket.error
-            self._record_duration(bracket, facts)
+            if error is not None:
+                facts = error_facts(error) or bracket.error
+            if bracket.measured is not None:
+                self._record_duration(bracket, facts)
         except Exception as failure:  # noqa: BLE001
             guard.failed(failure)
         finally:
             bracket.close()
         try:
-            self._start_late(bracket, facts)
+            if bracket.span is None:
+                self._start_late(bracket, facts)
             if bracket.span is not None:
                 end_span(bracket.span, facts)
         except Exception as failure:  # noqa: BLE001
@@ -229,10 +233,10 @@ class StatementCore:
         """
         Record the duration of a statement, while its span is still the current one.
         """
-        late = bracket.if_it_is_slow
-        if bracket.measured is None or (error is None and late is not None and late.least == math.inf):
+        late, measured = bracket.if_it_is_slow, bracket.measured
+        if measured is None or (error is None and late is not None and late.least == math.inf):
             return
-        started, duration, database, summary = bracket.measured
+        started, duration, database, summary = measured
         attributes = {**database, DB_QUERY_SUMMARY: summary} if summary else dict(database)
         if error is not None:
             attributes.update(error_attributes(error))
@@ -260,6 +264,7 @@ class StatementCore:
         Warn once where the spans go nowhere; a provider that comes later is used all the same.
         """
         self._provider_checked = True
+        self._wants_all = not self.config.require_parent
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             _logger.warning(
                 "no TracerProvider is set, so the spans of async engines go nowhere for now; run the program with "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -168,7 +169,9 @@ def test_base_exceptions_are_not_swallowed(hook: str, recording: Recording) -> N
         run(_queries(1))
 
 
-def test_base_exception_of_a_meter(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_exception_of_a_meter(
+    recording: Recording, measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
     Also where the duration's recording stops with a BaseException, the span is not left current.
     """
@@ -182,7 +185,7 @@ def test_base_exception_of_a_meter(recording: Recording, monkeypatch: pytest.Mon
             raise Stop
 
     monkeypatch.setattr(StatementCore, "_record_duration", stop)
-    otel_async_sqla_agent.instrument(tracer_provider=recording.provider, spans="statement")
+    measured(spans="statement")
     with pytest.raises(Stop):
         run(_queries(1))
 
