@@ -11,9 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ def test_dockerfile(image: Image) -> None:
     """
     assert [
         f"wrote {image.exposed / 'otel_async_sqla_agent'}",
-        f"wrote {image.exposed / 'otel_async_sqla_agent.dist-info'}",
+        f"wrote {image.exposed / 'otel_async_sqla_agent.dist-info/METADATA'}",
+        f"wrote {image.exposed / 'otel_async_sqla_agent.dist-info/entry_points.txt'}",
         f"wrote {image.exposed / 'sitecustomize.py'}",
         f"wrote {image.sitecustomize}",
     ] == image.output[-1].splitlines()
@@ -80,6 +82,7 @@ COMMANDS = {
     "no-environment": "{python} -E program.py",
     "module": "{python} -m program",
     "console-script": "./script",
+    "zipapp": "{python} program.pyz",
     "subprocess": "{python} run.py",
     "spawned": "{python} spawn.py",
 }
@@ -104,6 +107,8 @@ def test_no_launcher(command: str, program: Path, venv: Callable[..., Venv], rec
     python = venv().python
     (program.parent / "script").write_text(f"#!{python}\n{PROGRAM}")
     (program.parent / "script").chmod(0o755)
+    with zipfile.ZipFile(program.parent / "program.pyz", "w") as archive:
+        archive.writestr("__main__.py", PROGRAM)
     (program.parent / "run.py").write_text(RUN)
     (program.parent / "spawn.py").write_text(SPAWN)
     # The derived image has a PYTHONPATH of its own.
@@ -279,6 +284,19 @@ def test_launcher_of_the_application(
     assert ["connect", "SELECT"] == spans_of(receiver)
 
 
+def test_requirements_are_not_exposed(image: Image) -> None:
+    """
+    Old launchers refuse to start a program whose packages do not meet what a visible distribution requires.
+    """
+    [agent] = distributions(name=AGENT, path=[str(image.exposed)])
+    assert version(AGENT) == agent.version
+    assert ["instruments"] == [re.search(r'extra == "(.*)"', line)[1] for line in agent.requires]
+    [installed] = distributions(name=AGENT, path=[str(image.folder)])
+    assert {(item.group, item.value) for item in installed.entry_points} == {
+        (item.group, item.value) for item in agent.entry_points
+    }
+
+
 @pytest.mark.parametrize("example", ["pod", "operator"])
 def test_kubernetes(
     example: str, image: Image, program: Path, venv: Callable[..., Venv], receiver: Receiver, tmp_path: Path
@@ -440,7 +458,7 @@ def test_environments_files(program: Path, image: Image, receiver: Receiver) -> 
 
     def names(*command: str, **variables: str) -> list[str]:
         before = len(receiver.spans())
-        result = run(venv.python, *command, **SILENT, **variables, **receiver.environ)
+        result = run(venv.python, *command, cwd=program.parent, **SILENT, **variables, **receiver.environ)
         assert ([], 0, "result 42") == (complaints(result), result.returncode, result.stdout.splitlines()[-1])
         return [span.name for span in receiver.spans()[before:]]
 
@@ -454,6 +472,10 @@ def test_environments_files(program: Path, image: Image, receiver: Receiver) -> 
         assert 3 == len(preinstall())
         assert ["connect", "SELECT"] == names("-I", str(program), MEMORY, **on)
         assert [] == names(str(program), MEMORY)
+        # Under the launcher as well, also where a child loses the launcher's PYTHONPATH, as old launchers have it.
+        (program.parent / "run.py").write_text(RUN)
+        assert ["connect", "SELECT"] == names("-c", LAUNCHER, venv.python, str(program), MEMORY, **on)
+        assert ["connect", "SELECT"] == names("-c", LAUNCHER, venv.python, "run.py", MEMORY, **on)
         preinstall("--uninstall")
         assert [] == names(str(program), MEMORY, **on)
         preinstall()

@@ -43,7 +43,7 @@ def make_dependencies_visible() -> str | None:
     own = _version(_SDK, application) is not None
     borrowed = _borrow("packaging", folder)
     try:
-        misfits = _misfits_of_its_own(exposed, application) if own else _misfits(folder, application)
+        misfits = _misfits_of_its_own(folder, application) if own else _misfits(folder, application)
         mismatch = next(misfits, None)
     finally:
         if borrowed:
@@ -55,11 +55,11 @@ def make_dependencies_visible() -> str | None:
     return mismatch
 
 
-def _misfits_of_its_own(exposed: str, application: list[str]) -> Iterator[str]:
+def _misfits_of_its_own(folder: str, application: list[str]) -> Iterator[str]:
     """
     Compare what the agent requires with the application's own OpenTelemetry, which has all that is needed.
     """
-    for agent in Distribution.discover(name=_AGENT, path=[exposed]):
+    for agent in Distribution.discover(name=_AGENT, path=[folder]):
         for requirement in _requirements(agent, extras=[""]):
             yield from _misfit(requirement, agent, application)
 

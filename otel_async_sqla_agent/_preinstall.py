@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from ._folder import EXPOSED
 
 _PACKAGE = "otel_async_sqla_agent"
 _HOOK = "_otel_async_sqla_start"
-_MARK = "# Written by `otel-async-sqla-agent preinstall`; its option --uninstall removes this file.\n"
+_WRITTEN = "Written by `otel-async-sqla-agent preinstall`; its option --uninstall removes this file."
+_MARK = f"# {_WRITTEN}\n"
 _INSTALL = "python -m pip install --target /opt/otel-async-sqla 'otel-async-sqla-agent[distro]'"
 
 # These files outlive the package, and are read by whatever Python finds them: old syntax, few imports, no failure.
@@ -78,6 +79,16 @@ try:
 finally:
     _start()
 """
+# Without its requirements: launchers up to 0.49b0 ask pkg_resources, which would not let the program start where they
+# are not met. We compare them ourselves, when it is time. The extra is what launchers look for.
+_METADATA = f"""\
+Metadata-Version: 2.1
+Name: otel-async-sqla-agent
+Version: {{version}}
+Summary: {_WRITTEN}
+Provides-Extra: instruments
+Requires-Dist: sqlalchemy>=1.4; extra == "instruments"
+"""
 _OWN_FOLDER = "os.path.dirname(os.path.abspath(__file__))"
 
 
@@ -112,19 +123,29 @@ class StartFile(NamedTuple):
         present = self._present()
         if present is None or present == self.content:
             return False
-        return not (self.path.is_symlink() if self.link else present.startswith(_MARK))
+        return not (self.path.is_symlink() if self.link else _WRITTEN in present)
 
     def write(self) -> None:
         """
         Put it in place, whole or not at all.
         """
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        self.path.parent.mkdir(exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.link:
             temporary.symlink_to(self.content)
         else:
             temporary.write_text(self.content, encoding="utf-8")
         temporary.replace(self.path)
+
+    def remove(self) -> None:
+        """
+        Take it away, and its folder if it was the last in it.
+        """
+        self.path.unlink()
+        try:
+            self.path.parent.rmdir()
+        except OSError:  # there is something else in it
+            pass
 
     def _present(self) -> str | None:
         """
@@ -171,11 +192,13 @@ def files_for_venvs() -> list[StartFile]:
             f"folder of its own, {_INSTALL}, and run this command with PYTHONPATH=/opt/otel-async-sqla"
         )
     exposed = folder / EXPOSED
+    exposed_metadata = exposed / f"{_PACKAGE}.dist-info"
     python = tuple(sys.version_info[:2])
+    version = Distribution.at(metadata).version
     return [
         StartFile(exposed / package.name, f"../{package.name}", link=True),
-        # Without its version in the name, the link is replaced when the folder is made anew with a later version.
-        StartFile(exposed / f"{_PACKAGE}.dist-info", f"../{metadata.name}", link=True),
+        StartFile(exposed_metadata / "METADATA", _METADATA.format(version=version)),
+        StartFile(exposed_metadata / "entry_points.txt", _MARK + (metadata / "entry_points.txt").read_text()),
         StartFile(exposed / "sitecustomize.py", _MARK + _SITECUSTOMIZE.format(folder=_OWN_FOLDER, python=python)),
         StartFile(
             Path(sysconfig.get_path("stdlib")) / "sitecustomize.py",
@@ -222,7 +245,7 @@ def remove(files: Sequence[StartFile], *, dry_run: bool) -> Iterator[str]:
             yield f"would remove {file.path}"
         elif os.path.lexists(file.path):
             with _permitted(file):
-                file.path.unlink()
+                file.remove()
             yield f"removed {file.path}"
 
 

@@ -5,9 +5,11 @@ Which files `preinstall` writes, and where it refuses. What they do is tested in
 from __future__ import annotations
 
 import os
+import shutil
 import site
 import sys
 import sysconfig
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ def installed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     metadata = folder / "otel_async_sqla_agent-2.0.dist-info/METADATA"
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: otel-async-sqla-agent\nVersion: 2.0\n")
+    (metadata.parent / "entry_points.txt").write_text("[opentelemetry_pre_instrument]\nasync_sqla = somewhere\n")
     monkeypatch.setattr(_preinstall, "__file__", str(folder / "otel_async_sqla_agent/_preinstall.py"))
     monkeypatch.syspath_prepend(folder)
     return folder
@@ -84,16 +87,19 @@ def test_for_venvs(folder: Path, stdlib: Path, capsys: pytest.CaptureFixture[str
     exposed = folder / "pythonpath"
     places = [
         exposed / "otel_async_sqla_agent",
-        exposed / "otel_async_sqla_agent.dist-info",
+        exposed / "otel_async_sqla_agent.dist-info/METADATA",
+        exposed / "otel_async_sqla_agent.dist-info/entry_points.txt",
         exposed / "sitecustomize.py",
         stdlib / "sitecustomize.py",
     ]
     assert (capsys.readouterr().out.splitlines()) == [f"wrote {place}" for place in places]
-    assert set(before) == set(contents(folder)) - {str(place.relative_to(folder)) for place in places[:3]}
-    assert ["../otel_async_sqla_agent", "../otel_async_sqla_agent-2.0.dist-info"] == [
-        os.readlink(place) for place in places[:2]
-    ]
-    assert f"FOLDER = {str(exposed)!r}" in places[3].read_text()
+    assert set(before) == set(contents(folder)) - {str(place.relative_to(folder)) for place in places[:4]}
+    assert "../otel_async_sqla_agent" == os.readlink(places[0])
+    [agent] = distributions(path=[str(exposed)])
+    assert ("otel-async-sqla-agent", "2.0") == (agent.metadata["Name"], agent.version)
+    assert ['sqlalchemy>=1.4; extra == "instruments"'] == agent.requires
+    assert ["async_sqla"] == [entry_point.name for entry_point in agent.entry_points]
+    assert f"FOLDER = {str(exposed)!r}" in places[4].read_text()
     written = contents(folder)
     assert 0 == cli.main(["preinstall", "--for-venvs"])
     assert (capsys.readouterr().out.splitlines()) == [f"unchanged {place}" for place in places]
@@ -153,6 +159,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: str) -> str:
         pytest.param([], "site-packages/otel_async_sqla_agent.start", id="start"),
         pytest.param(["--for-venvs"], "sitecustomize.py", id="sitecustomize"),
         pytest.param(["--for-venvs"], "sitecustomize.py/__init__.py", id="folder"),
+        pytest.param(["--for-venvs"], "../../opt/agent/pythonpath/sitecustomize.py", id="pythonpath"),
         pytest.param(["--for-venvs"], "../../opt/agent/pythonpath/otel_async_sqla_agent/mine", id="link"),
     ],
 )
@@ -186,10 +193,9 @@ def test_our_earlier_files_are_replaced(folder: Path, stdlib: Path, capsys: pyte
     """
     cli.main(["preinstall", "--for-venvs"])
     current = contents(stdlib), contents(folder)
-    file, metadata = stdlib / "sitecustomize.py", folder / "pythonpath/otel_async_sqla_agent.dist-info"
+    file, metadata = stdlib / "sitecustomize.py", folder / "pythonpath/otel_async_sqla_agent.dist-info/METADATA"
     file.write_text(file.read_text().splitlines()[0] + "\nan earlier version's")
-    metadata.unlink()
-    metadata.symlink_to("../otel_async_sqla_agent-1.0.dist-info")
+    metadata.write_text(metadata.read_text().replace("2.0", "1.0"))
     capsys.readouterr()
     assert 0 == cli.main(["preinstall", "--for-venvs"])
     assert [f"wrote {metadata}", f"wrote {file}"] == [
@@ -216,8 +222,7 @@ def test_for_venvs_out_of_a_checkout(folder: Path, capsys: pytest.CaptureFixture
     """
     A folder that pip has not made has no dependencies in it.
     """
-    (folder / "otel_async_sqla_agent-2.0.dist-info/METADATA").unlink()
-    (folder / "otel_async_sqla_agent-2.0.dist-info").rmdir()
+    shutil.rmtree(folder / "otel_async_sqla_agent-2.0.dist-info")
     assert f"the agent stands in {folder}, all of" in refused(capsys, "--for-venvs")
 
 
