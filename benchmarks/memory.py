@@ -18,7 +18,7 @@ from benchmarks.results import Row
 from integration.processes import ROOT, environ
 
 ENGINES = 10_000
-STATEMENTS = 100_000
+STATEMENTS = 1_000_000
 FIRST = 1_000  # by then every cache is full
 MARGIN = 500  # what a process grows by once; one lost in each step would be 9,000 or more
 
@@ -72,6 +72,7 @@ def _instrument() -> None:
     import otel_async_sqla_agent
 
     otel_async_sqla_agent.instrument(
+        mode="both",  # all layers at work
         tracer_provider=TracerProvider(shutdown_on_exit=False),
         meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
     )
@@ -94,7 +95,7 @@ async def _execute_texts() -> list[Held]:
         await connection.exec_driver_sql("CREATE TABLE item (id INTEGER)")
         for number in range(1, STATEMENTS + 1):
             # Not `execute()`: SQLAlchemy would compile each text, which takes long and fills caches of its own.
-            await connection.exec_driver_sql(f"DELETE FROM item WHERE id = {number:06}")
+            await connection.exec_driver_sql(f"DELETE FROM item WHERE id = {number:07}")
             if number in (FIRST, STATEMENTS):
                 held.append(_held())
     await engine.dispose()
