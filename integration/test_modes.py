@@ -195,3 +195,81 @@ def test_scenario(driver: str, mode: str, recording: Recording, agent: Callable[
     agent(mode=mode)
     run(scenario(driver, database(driver, tmp_path), recording))
     assert expected(driver, mode) == steps(recording)
+
+
+# Where the driver sends BEGIN: before the first statement, inside of its call, or the server begins by itself.
+BEGINS = {"asyncpg": "before", "psycopg": "inside"}
+
+
+def first_statement(driver: str, mode: str) -> list[Any]:
+    """
+    Return what the first statement of a transaction gives.
+    """
+    begins = BEGINS.get(driver) if mode in ("driver", "both") else None
+    statement = ["SELECT", ["BEGIN"]] if begins == "inside" else ["SELECT"]
+    lines = [["BEGIN"], statement] if begins == "before" else [statement]
+    return [["SELECT", *lines]] if mode == "both" else lines
+
+
+@pytest.mark.parametrize("mode", ["auto", "engine", "driver", "both"])
+@pytest.mark.parametrize("driver", list(DRIVERS))
+def test_transaction_spans(
+    driver: str, mode: str, recording: Recording, agent: Callable[..., None], tmp_path: Path
+) -> None:
+    """
+    Asked for, transaction control gives one span each, the engine's in every mode; BEGIN is the driver's.
+    """
+
+    async def transaction(url: URL) -> list[Any]:
+        engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+        async with engine.connect():
+            pass
+        recording.clear()
+        async with engine.connect() as connection:
+            async with connection.begin():
+                await connection.execute(text("SELECT 1"))
+                async with connection.begin_nested():
+                    await connection.execute(text("SELECT 2"))
+            # Here, because what comes back to the pool is rolled back there, which some drivers send.
+            tree = recording.tree()
+        await engine.dispose()
+        return tree
+
+    url = database(driver, tmp_path)
+    agent(mode=mode, spans="statement,transaction")
+    tree = run(transaction(url))
+    statement = ["SELECT", ["SELECT"]] if mode == "both" else ["SELECT"]
+    commit = [] if driver == "aiosqlite" else [["COMMIT"]]  # SQLite has begun nothing
+    assert [
+        *first_statement(driver, mode),
+        ["SAVEPOINT"],
+        statement,
+        ["RELEASE SAVEPOINT"],
+        *commit,
+    ] == tree
+
+
+@pytest.mark.parametrize("mode", ["auto", "engine", "driver", "both"])
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_failing_commit(driver: str, mode: str, recording: Recording, agent: Callable[..., None]) -> None:
+    """
+    A COMMIT that fails gives one span in every mode, also where transaction control gives none.
+    """
+
+    async def commit(url: URL) -> None:
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            await connection.execute(text("CREATE TEMPORARY TABLE a (id INTEGER PRIMARY KEY)"))
+            await connection.execute(
+                text("CREATE TEMPORARY TABLE b (id INTEGER REFERENCES a (id) DEFERRABLE INITIALLY DEFERRED)")
+            )
+            await connection.execute(text("INSERT INTO b VALUES (1)"))
+            recording.clear()
+            with pytest.raises(DBAPIError):
+                await connection.get_transaction().commit()  # type: ignore[union-attr]
+        await engine.dispose()
+
+    url = driver_url(driver)
+    agent(mode=mode, spans="statement")
+    run(commit(url))
+    assert [["COMMIT ERROR db.response.status_code='23503'"]] == recording.tree("db.response.status_code")
