@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -22,6 +23,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import SpanKind, Tracer
+
+from otel_async_sqla_agent._metrics import DURATION_BUCKETS
+
+Recorder = Callable[[int], None]  # is told the number of attributes
 
 STATEMENTS = 100  # of a round: enough to be warm, few enough that the rounds of one turn see the same machine
 CACHE_WARMERS = 3  # statements before each round, not counted: other workers have used the CPU meanwhile
@@ -43,6 +48,7 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
     # Not before, and the module instead of the name: contrib replaces the name.
     import sqlalchemy.ext.asyncio
 
+    record = make_recorder() if variant == "manual metrics" else None
     statement = sqlalchemy.text("SELECT id FROM item WHERE id = :id")
     engine = sqlalchemy.ext.asyncio.create_async_engine(url)
     direct = await asyncpg.connect(url.replace("+asyncpg", ""))
@@ -51,20 +57,20 @@ async def main(url: str, variant: str, span: dict[str, Any]) -> None:
         await connection.execute(sqlalchemy.text("INSERT INTO item VALUES (1)"))
         spans: list[ReadableSpan] = []
         processor.on_end = spans.append  # type: ignore[method-assign]
-        await execute(connection, statement, tracer, span, 1)
+        await execute(connection, statement, tracer, span, 1, record)
         del processor.on_end
-        await execute(connection, statement, tracer, span, WARM_UP)
+        await execute(connection, statement, tracer, span, WARM_UP, record)
         settle()
         answer(json.dumps([{"name": each.name, "attributes": dict(each.attributes or {})} for each in spans]))
         async with engine.connect():
             pass
         for _ in sys.stdin:
             gc.collect()
-            await execute(connection, statement, tracer, span, CACHE_WARMERS)
+            await execute(connection, statement, tracer, span, CACHE_WARMERS, record)
             begin = time.thread_time_ns()
-            await execute(connection, statement, tracer, span, STATEMENTS)
+            await execute(connection, statement, tracer, span, STATEMENTS, record)
             statements = time.thread_time_ns() - begin
-            checkouts, fetches = await check_out(engine), await fetch(direct)
+            checkouts, fetches = await check_out(engine, record), await fetch(direct)
             answer(" ".join(str(round_ / STATEMENTS) for round_ in (statements, checkouts, fetches)))
     await direct.close()
     await engine.dispose()
@@ -95,7 +101,28 @@ def instrument(variant: str, provider: TracerProvider) -> None:
         SQLAlchemyInstrumentor().instrument(tracer_provider=provider, skip_dep_check=True)
 
 
-async def execute(connection: Any, statement: Any, tracer: Tracer | None, span: dict[str, Any], count: int) -> None:
+def make_recorder() -> Recorder:
+    """
+    Return what records to the SDK alone: a statement's duration with five attributes, or a pool's time with one.
+    """
+    meter = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False).get_meter("benchmarks")
+    histogram = meter.create_histogram("time", explicit_bucket_boundaries_advisory=DURATION_BUCKETS)
+    attributes = {
+        5: {
+            "db.system.name": "postgresql",
+            "db.namespace": "test",
+            "server.address": "127.0.0.1",
+            "server.port": 5433,
+            "db.query.summary": "SELECT item",
+        },
+        1: {"db.client.connection.pool.name": "127.0.0.1:5433/test"},
+    }
+    return lambda count: histogram.record(0.0003, attributes[count])
+
+
+async def execute(
+    connection: Any, statement: Any, tracer: Tracer | None, span: dict[str, Any], count: int, record: Recorder | None
+) -> None:
     """
     Execute the statement so many times, with a hand-written span around it if there is a tracer.
     """
@@ -107,9 +134,11 @@ async def execute(connection: Any, statement: Any, tracer: Tracer | None, span: 
     for _ in range(count):
         with tracer.start_as_current_span(name, kind=SpanKind.CLIENT, attributes=attributes):
             await connection.execute(statement, {"id": 1})
+            if record is not None:
+                record(5)
 
 
-async def check_out(engine: Any) -> int:
+async def check_out(engine: Any, record: Recorder | None) -> int:
     """
     Take a connection from the pool and give it back, as often as there are statements in a round.
 
@@ -121,7 +150,10 @@ async def check_out(engine: Any) -> int:
     begin = time.thread_time_ns()
     for _ in range(STATEMENTS):
         async with engine.connect():
-            pass
+            if record is not None:
+                record(1)
+        if record is not None:
+            record(1)
     return time.thread_time_ns() - begin
 
 

@@ -190,8 +190,9 @@ class EngineState:
             **dict.fromkeys(_SILENT_CALLS, _begin_silently),
         }  # fmt: skip
         for name, begin in begins.items():
+            bracket = self._bracket_if_begun if name in ("do_commit", "do_rollback") else self._bracket
             if hasattr(dialect, name):  # SQLAlchemy 1.4 got some of them late
-                self._replace(dialect, name, functools.partial(self._bracket, begin))
+                self._replace(dialect, name, functools.partial(bracket, begin))
         if hasattr(dialect, "_deliver_insertmanyvalues_batches"):  # SQLAlchemy 2.0
             self._replace(dialect, "_deliver_insertmanyvalues_batches", self._bracket_batches)
 
@@ -248,6 +249,20 @@ class EngineState:
                 raise
             self._close(bracket, None)
             return result
+
+        return call
+
+    def _bracket_if_begun(self, begin: _Call, original: _Call) -> _Call:
+        """
+        Return COMMIT or ROLLBACK in a bracket, unless SQLAlchemy's adapter for asyncpg has begun no transaction.
+
+        It does nothing then, and each return to a pool asks it to.
+        """
+        bracketed = self._bracket(begin, original)
+
+        def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
+            begun = getattr(connection, "_transaction", connection) is not None
+            return (bracketed if begun else original)(connection, *args, **kwargs)
 
         return call
 

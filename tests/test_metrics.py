@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sqlalchemy import insert, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from otel_async_sqla_agent import _facts
+from otel_async_sqla_agent import _facts, _statement
 from tests.conftest import run
 from tests.recording import Recording, points
 from tests.test_engine import MEMORY, metadata, pooled, select_one, tag
@@ -97,6 +98,40 @@ def test_suppressed(measured: Any, reader: InMemoryMetricReader) -> None:
     with suppress_instrumentation():
         run(select_one(create_async_engine(MEMORY)))
     assert {} == counts(reader)
+
+
+class Watched(Mapping[str, str]):
+    """
+    The attributes of a database, which note that a dictionary has been built from them.
+    """
+
+    def __init__(self) -> None:
+        self.built = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.built += 1
+        return iter(["db.system.name"])
+
+    def __getitem__(self, key: str) -> str:
+        return "sqlite"
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("with_provider", [False, True])
+def test_nothing_is_built_without_a_meter_provider(
+    with_provider: bool, measured: Any, agent: Any, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Without a MeterProvider not even the dictionary of the duration's attributes is built.
+    """
+    watched = Watched()
+    monkeypatch.setattr(_statement, "metric_attributes", lambda database: watched)
+    (measured if with_provider else agent)(spans="statement")
+    run(select_one(create_async_engine(MEMORY)))
+    assert ["SELECT"] == recording.names
+    assert int(with_provider) == watched.built
 
 
 def test_switched_off(measured: Any, reader: InMemoryMetricReader) -> None:
