@@ -28,6 +28,7 @@ def instrument(
     spans: Iterable[str] | str | None = None,
     query_text: str | None = None,
     query_max_length: int | None = None,
+    capture: Iterable[str] | str | None = None,
     min_duration_ms: float | None = None,
     require_parent: bool | None = None,
     exclude: str | None = None,
@@ -48,6 +49,7 @@ def instrument(
         spans: Which calls make spans: `statement`, `connect`, `transaction`; or `none`.
         query_text: `auto`, `masked`, `raw` or `off`.
         query_max_length: The most characters of SQL text in a span.
+        capture: What a span says besides: `parameters`, `rows`.
         min_duration_ms: Shorter successful statements make no span.
         require_parent: Whether statements without a parent span make none.
         exclude: A regular expression; statements that it is found in make no span.
@@ -64,6 +66,7 @@ def instrument(
         "SPANS": spans,
         "QUERY_TEXT": query_text,
         "QUERY_MAX_LENGTH": query_max_length,
+        "CAPTURE": capture,
         "MIN_DURATION_MS": min_duration_ms,
         "REQUIRE_PARENT": require_parent,
         "EXCLUDE": exclude,

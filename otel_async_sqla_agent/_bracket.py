@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from opentelemetry import context, trace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from opentelemetry.context import Context
-    from opentelemetry.metrics import Histogram
     from opentelemetry.trace import Span, Tracer
 
     from ._errors import ErrorFacts
+    from ._metrics import Instruments
     from ._semconv import Attributes
     from ._statement import Target
 
@@ -59,6 +59,7 @@ class Bracket:
         "_outer",
         "active",
         "batch",
+        "count_rows",
         "error",
         "if_it_fails",
         "if_it_is_slow",
@@ -92,6 +93,10 @@ class Bracket:
         """
         What the driver's first statement in this bracket says besides.
         """
+        self.count_rows: Callable[[], int | None] | None = None
+        """
+        Tells how many rows the statement has returned, if that is wanted.
+        """
         self.span: Span | None = None
         self.error: ErrorFacts | None = None
         """
@@ -105,9 +110,9 @@ class Bracket:
         """
         The span that is made only if the statement fails, or takes long enough.
         """
-        self.measured: tuple[float, Histogram, Attributes, str] | None = None
+        self.measured: tuple[float, Instruments, Attributes, str] | None = None
         """
-        Start on the clock of `perf_counter`, the metric, and what it says: of the database, and the summary.
+        Start on the clock of `perf_counter`, the metrics, and what they say: of the database, and the summary.
         """
         self._outer: Token[Bracket | None] | None = _open_bracket.set(self)
         self._attached: Token[Context] | None = None

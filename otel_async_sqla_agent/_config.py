@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from .environment_variables import (
+    OTEL_ASYNC_SQLA_CAPTURE,
     OTEL_ASYNC_SQLA_EXCLUDE,
     OTEL_ASYNC_SQLA_FLUSH_ON_EXIT,
     OTEL_ASYNC_SQLA_METRICS,
@@ -54,6 +55,15 @@ class QueryText(enum.Enum):
     OFF = "off"
 
 
+class Capture(enum.Enum):
+    """
+    What a statement's span says besides, if it is asked for.
+    """
+
+    PARAMETERS = "parameters"
+    ROWS = "rows"
+
+
 class SpanType(enum.Enum):
     """
     The calls that can make a span.
@@ -93,6 +103,7 @@ class Config:
     spans: frozenset[SpanType] = frozenset({SpanType.STATEMENT, SpanType.CONNECT})
     query_text: QueryText = QueryText.AUTO
     query_max_length: int = 2048
+    capture: frozenset[Capture] = frozenset()
     min_duration_ms: float = 0
     require_parent: bool = False
     exclude: re.Pattern[str] | None = None
@@ -110,11 +121,12 @@ class Config:
         mode = read(OTEL_ASYNC_SQLA_MODE, _member(Mode), _names(Mode), cls.mode)
         return cls(
             mode=mode,
-            spans=read(OTEL_ASYNC_SQLA_SPANS, _spans, f"none, or a list of {_names(SpanType)}", cls.spans),
+            spans=read(OTEL_ASYNC_SQLA_SPANS, _members(SpanType), _list_of(SpanType), cls.spans),
             query_text=read(OTEL_ASYNC_SQLA_QUERY_TEXT, _member(QueryText), _names(QueryText), cls.query_text),
             query_max_length=read(
                 OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH, _length, "a whole number from 1", cls.query_max_length
             ),
+            capture=read(OTEL_ASYNC_SQLA_CAPTURE, _members(Capture), _list_of(Capture), cls.capture),
             min_duration_ms=_nestable(
                 mode,
                 read(OTEL_ASYNC_SQLA_MIN_DURATION_MS, _milliseconds, "a number of milliseconds", cls.min_duration_ms),
@@ -154,14 +166,18 @@ def _member(members: type[_Member]) -> Callable[[str], _Member]:
     return lambda value: members(value.lower())
 
 
+def _members(members: type[_Member]) -> Callable[[str], frozenset[_Member]]:
+    return lambda value: frozenset(
+        members(item.strip().lower()) for item in value.split(",") if value.lower() != "none"
+    )
+
+
 def _names(members: type[enum.Enum]) -> str:
     return ", ".join(member.value for member in members)
 
 
-def _spans(value: str) -> frozenset[SpanType]:
-    if value.lower() == "none":
-        return frozenset()
-    return frozenset(SpanType(item.strip().lower()) for item in value.split(","))
+def _list_of(members: type[enum.Enum]) -> str:
+    return f"none, or a list of {_names(members)}"
 
 
 def _length(value: str) -> int:

@@ -255,6 +255,7 @@ class InstrumentedDriver:
             text,
             parameterised=parameterised,
             batch_size=call.batch_size,
+            values=call.values,
             more=more,
             measure=outer is None or outer.span is None,
             only_if_it_fails=call.is_preparation,

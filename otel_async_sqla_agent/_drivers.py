@@ -52,7 +52,8 @@ def _without_proxy(connection: Any) -> Any:
 def _aiosqlite_call(connection: Any, function: Any, *args: Any, **_: Any) -> Call | None:
     name = getattr(function, "__name__", "")
     if name in ("execute", "_execute_fetchall", "_execute_insert"):
-        return Call(connection, args[0], len(args) > 1 and has_values(args[1]))
+        values = args[1] if len(args) > 1 else None
+        return Call(connection, args[0], has_values(values), values=values)
     if name == "executemany":
         return Call(connection, args[0], True, count(args[1]))
     if name == "executescript":

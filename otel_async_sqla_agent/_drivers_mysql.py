@@ -76,15 +76,15 @@ def _transaction(name: str) -> Function:
 
 
 def _query(cursor: Any, query: str, args: Any = None) -> Call:
-    return Call(cursor.connection, query, has_values(args))
+    return Call(cursor.connection, query, has_values(args), values=args)
 
 
 def _many(cursor: Any, query: str, args: Any) -> Call | None:
     return Call(cursor.connection, query, True, count(args)) if has_values(args) else None  # it would send nothing
 
 
-def _procedure(cursor: Any, procname: str, args: Any = ()) -> Call:  # noqa: ARG001 - the driver's own names
-    return Call(cursor.connection, f"CALL {procname}")
+def _procedure(cursor: Any, procname: str, args: Any = ()) -> Call:
+    return Call(cursor.connection, f"CALL {procname}", values=args)
 
 
 _CALLS: dict[str, Function] = {"execute": _query, "executemany": _many, "callproc": _procedure}

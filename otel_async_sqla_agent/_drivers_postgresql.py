@@ -71,7 +71,7 @@ def _asyncpg_database(
 
 
 def _asyncpg_query(connection: Any, query: str, *args: Any, **_: Any) -> Call:
-    return Call(connection, query, bool(args))
+    return Call(connection, query, bool(args), values=args)
 
 
 def _asyncpg_executemany(connection: Any, command: str, args: Any, **_: Any) -> Call:
@@ -87,7 +87,7 @@ def _asyncpg_preparation(connection: Any, query: str, *_args: Any, **_: Any) -> 
 
 
 def _asyncpg_prepared(prepared: Any, *args: Any, **_: Any) -> Call:
-    return Call(prepared._connection, prepared._query, bool(args))
+    return Call(prepared._connection, prepared._query, bool(args), values=args)
 
 
 def _asyncpg_prepared_many(prepared: Any, args: Any, **_: Any) -> Call:
@@ -95,7 +95,7 @@ def _asyncpg_prepared_many(prepared: Any, args: Any, **_: Any) -> Call:
 
 
 def _asyncpg_cursor(cursor: Any, *_args: Any, **_: Any) -> Call:
-    return Call(cursor._connection, cursor._query, bool(cursor._args))
+    return Call(cursor._connection, cursor._query, bool(cursor._args), values=cursor._args)
 
 
 def _asyncpg_copy(command: str) -> Function:
@@ -111,7 +111,7 @@ def _quoted(name: str) -> str:
 
 
 def _asyncpg_copy_query(connection: Any, query: str, *args: Any, **_: Any) -> Call:
-    return Call(connection, f"COPY ({query}) TO STDOUT", bool(args))
+    return Call(connection, f"COPY ({query}) TO STDOUT", bool(args), values=args)
 
 
 def psycopg(module: Any) -> list[Wrap]:
@@ -142,7 +142,8 @@ def _psycopg_database(_connection_class: Any, conninfo: str = "", **kwargs: Any)
 
 
 def _psycopg_query(cursor: Any, query: Any, params: Any = None, **_: Any) -> Call:
-    return Call(cursor._conn, _psycopg_sql(query, cursor), has_values(params) and isinstance(query, (str, bytes)))
+    parameterised = has_values(params) and isinstance(query, (str, bytes))
+    return Call(cursor._conn, _psycopg_sql(query, cursor), parameterised, values=params)
 
 
 def _psycopg_copy(cursor: Any, statement: Any, params: Any = None, **_: Any) -> Call:

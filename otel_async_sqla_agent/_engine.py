@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
-from ._config import Mode, SpanType
+from ._config import Capture, Mode, SpanType
 from ._errors import error_facts
+from ._execution import is_parameterised, is_skipped, known_rows, sends_nothing, silence_connects, unsilence_connects
 from ._pool import EnginePools, take_checkout
 from ._server import connection_database, engine_database
 
@@ -81,6 +82,7 @@ class EngineLayer:
         self._metrics = metrics
         self._dialects: weakref.WeakSet[Dialect] = weakref.WeakSet()
         self._unwrap_connect: Callable[[], None] | None = None
+        self._silenced: weakref.WeakSet[Engine] = weakref.WeakSet()
 
     def instrument(self, sync_engine: Engine, tracer: Tracer, mode: Mode) -> bool:
         """
@@ -96,6 +98,7 @@ class EngineLayer:
         """
         dialect = sync_engine.dialect
         if _STATE in dialect.__dict__:
+            self._silence_connects(sync_engine)
             return False
         if self._unwrap_connect is None:
             self._unwrap_connect = _wrap_connect()
@@ -108,6 +111,7 @@ class EngineLayer:
             raise
         dialect.__dict__[_STATE] = state
         self._dialects.add(dialect)
+        self._silence_connects(sync_engine)
         return True
 
     def use_tracer(self, sync_engine: Engine, tracer: Tracer) -> None:
@@ -129,9 +133,16 @@ class EngineLayer:
             state.unwrap(dialect)
             state.pools.unwrap()
         self._dialects.clear()
+        for sync_engine in list(self._silenced):
+            unsilence_connects(sync_engine)
+        self._silenced.clear()
         if self._unwrap_connect is not None:
             self._unwrap_connect()
             self._unwrap_connect = None
+
+    def _silence_connects(self, sync_engine: Engine) -> None:
+        if silence_connects(sync_engine, sync_engine.dialect.__dict__[_STATE]):
+            self._silenced.add(sync_engine)
 
 
 class EngineState:
@@ -158,6 +169,7 @@ class EngineState:
         self.pools = pools
         self._connections = connections
         self._mode = mode
+        self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
         self._core = core
         self._guard = guard
         self._url = sync_engine.url
@@ -299,28 +311,38 @@ class EngineState:
         self._core.close(bracket, error, self._guard)
 
     def _begin_execute(
-        self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
+        self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None
     ) -> None:
-        self._begin_statement(bracket, statement, _parameterised(parameters, context), 0, context)
+        if self._counts_rows:
+            bracket.count_rows = functools.partial(known_rows, cursor)
+        self._begin_statement(bracket, statement, parameters, 0, context)
 
     def _begin_executemany(
         self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
     ) -> None:
-        self._begin_statement(bracket, statement, _parameterised(parameters, context), len(parameters), context)
+        self._begin_statement(bracket, statement, parameters, len(parameters), context)
 
-    def _begin_execute_no_params(self, bracket: Bracket, _cursor: Any, statement: Any, context: Any = None) -> None:
-        self._begin_statement(bracket, statement, False, 0, context)
+    def _begin_execute_no_params(self, bracket: Bracket, cursor: Any, statement: Any, context: Any = None) -> None:
+        self._begin_execute(bracket, cursor, statement, None, context)
 
     def _begin_statement(
-        self, bracket: Bracket, statement: Any, parameterised: bool, batch_size: int, context: Any
+        self, bracket: Bracket, statement: Any, parameters: Any, batch_size: int, context: Any
     ) -> None:
-        bracket.parameterised, more = parameterised, take_checkout(context)
-        if self._mode is Mode.DRIVER:
+        bracket.parameterised, more = is_parameterised(parameters, context), take_checkout(context)
+        skip = is_skipped(context)
+        if self._mode is Mode.DRIVER and not skip:
             bracket.more = more
             bracket.nests = STATEMENT | TRANSACTION
             return
         self._core.start_statement(
-            bracket, self.target, statement, parameterised=parameterised, batch_size=batch_size, more=more
+            bracket,
+            self.target,
+            statement,
+            parameterised=bracket.parameterised,
+            batch_size=batch_size,
+            values=parameters,
+            more=more,
+            skip=skip,
         )
         if self._mode is Mode.BOTH and bracket.span is not None:
             bracket.nests = STATEMENT | TRANSACTION
@@ -332,7 +354,7 @@ class EngineState:
         self._begin_executemany(bracket, None, statement, parameters, context)
 
     def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
-        if name not in ("COMMIT", "ROLLBACK") or not _sends_nothing(connection):
+        if name not in ("COMMIT", "ROLLBACK") or not sends_nothing(connection):
             self._core.start_transaction(bracket, self.target, name)
 
     def _begin_connect(self, bracket: Bracket) -> None:
@@ -377,29 +399,3 @@ def _wrap_connect() -> Callable[[], None]:
             setattr(_ConnectionRecord, _CONNECT, original)
 
     return unwrap
-
-
-def _parameterised(parameters: Any, context: Any) -> bool:
-    """
-    Tell whether the values are apart from the text; `literal_execute` parameters are written into it.
-    """
-    if not parameters:
-        return False
-    compiled = getattr(context, "compiled", None)
-    return not getattr(compiled, "literal_execute_params", None)
-
-
-def _sends_nothing(connection: Any) -> bool:
-    """
-    Tell whether COMMIT or ROLLBACK stays in the driver: asyncpg, psycopg and SQLite without a transaction.
-    """
-    connection = getattr(connection, "dbapi_connection", connection)
-    if hasattr(connection, "_transaction"):
-        return connection._transaction is None
-    driver_connection = getattr(connection, "_connection", None)
-    if (pgconn := getattr(driver_connection, "pgconn", None)) is not None:
-        return bool(pgconn.transaction_status == 0)  # idle, in libpq's words
-    try:
-        return getattr(driver_connection, "in_transaction", None) is False
-    except Exception:  # noqa: BLE001 - aiosqlite raises from the property where the connection is closed
-        return False

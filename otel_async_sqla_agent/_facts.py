@@ -4,6 +4,8 @@ Compute once per distinct SQL text what every execution of it says.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from sys import getsizeof
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +22,8 @@ CACHED_BYTES: Final = 4 * 1024 * 1024
 LONG_TEXT_READ: Final = 4096
 METRIC_SUMMARIES: Final = 500
 OTHER_SUMMARIES: Final = "_OTHER"
+# A span has room for 128 attributes, and drops the oldest.
+CAPTURED_PARAMETERS: Final = 64
 CUT_MARK: Final = "…"
 
 
@@ -122,6 +126,30 @@ def cut(text: str, length: int) -> str:
     Shorten a text that is longer, and mark that.
     """
     return text if len(text) <= length else text[: length - len(CUT_MARK)] + CUT_MARK
+
+
+def parameter_attributes(values: object, length: int) -> Attributes:
+    """
+    Write down the parameters of one execution, as strings: that is what the conventions want.
+
+    Args:
+        values: By name or by position; what is neither is the only one.
+        length: The most characters of a value.
+    """
+    if isinstance(values, Mapping):
+        items: Iterable[tuple[object, object]] = values.items()
+    else:
+        items = enumerate(values if isinstance(values, (list, tuple)) else (values,))
+    return {f"db.query.parameter.{key}": _written(value, length) for key, value in islice(items, CAPTURED_PARAMETERS)}
+
+
+def _written(value: object, length: int) -> str:
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return f"{len(value)} bytes"
+    try:
+        return cut(str(value), length)
+    except Exception:  # noqa: BLE001 - a class of the application's
+        return type(value).__qualname__
 
 
 def _procedure(operation: str, summary: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("otel_async_sqla_agent")
 
 DURATION_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+ROWS_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 
 
 class Instruments:
@@ -39,6 +40,12 @@ class Instruments:
             unit="s",
             description="Duration of database client operations.",
             explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self.returned_rows = meter.create_histogram(
+            "db.client.response.returned_rows",
+            unit="{row}",
+            description="The number of rows that a statement returned.",
+            explicit_bucket_boundaries_advisory=ROWS_BUCKETS,
         )
         self.create_time = _pool_histogram(meter, "create_time", "The time it took to create a new connection.")
         self.wait_time = _pool_histogram(

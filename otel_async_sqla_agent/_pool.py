@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, StaticPool
 
 from ._pools import POOL_NAME, REGISTRY, Counts, Limits
+from ._statement import is_suppressed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -71,7 +72,7 @@ class EnginePools:
 
     def __init__(self, core: StatementCore, guard: Guard, metrics: Metrics) -> None:
         self.guard = guard
-        self.instruments = metrics.instruments
+        self._metrics = metrics
         self.late_use_times: deque[float] = deque()
         """
         Seconds of holds that the garbage collector has ended.
@@ -124,6 +125,12 @@ class EnginePools:
             sum(state.idle for state in states),
             sum(state.pending for state in states),
         )
+
+    def instruments(self) -> Instruments | None:
+        """
+        Return the instruments; None while nothing would come of them, or nothing is wanted.
+        """
+        return None if is_suppressed(context.get_current()) else self._metrics.instruments()
 
     def created(self, seconds: float) -> None:
         """

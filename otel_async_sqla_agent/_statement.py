@@ -15,9 +15,9 @@ from opentelemetry.semconv.attributes.db_attributes import DB_OPERATION_BATCH_SI
 from opentelemetry.trace import Span, SpanKind, Tracer
 
 from ._bracket import UnstartedSpan
-from ._config import Config, Sdk, SpanType
+from ._config import Capture, Config, Sdk, SpanType
 from ._errors import ErrorFacts, error_attributes, error_facts, record_error
-from ._facts import FactsReader, Statement, StatementFacts
+from ._facts import FactsReader, Statement, StatementFacts, parameter_attributes
 from ._sdk import SdkOptIn
 from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
 from ._sql import READ_LIMIT
@@ -33,6 +33,7 @@ _logger = logging.getLogger("otel_async_sqla_agent")
 # the context, and one is at hand.
 _SUPPRESSED = "suppress_instrumentation"
 _SUPPRESSED_BY_SDK = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", _SUPPRESSED)
+DB_RESPONSE_RETURNED_ROWS = "db.response.returned_rows"  # not stable yet
 # What stands for the facts of a text that has not been read.
 _UNREAD = StatementFacts("", {}, False, "")
 
@@ -73,6 +74,7 @@ class StatementCore:
         self._metrics = metrics
         self._min_duration = config.min_duration_ms / 1000
         self._statements = SpanType.STATEMENT in config.spans
+        self._captures_parameters = Capture.PARAMETERS in config.capture
         self._facts = FactsReader(config)
         self._needs_facts = config.exclude is not None or config.min_duration_ms > 0
         self._provider_checked = not global_provider
@@ -99,7 +101,9 @@ class StatementCore:
         *,
         parameterised: bool,
         batch_size: int,
+        values: object = None,
         more: Attributes | None = None,
+        skip: bool = False,
         measure: bool = True,
         only_if_it_fails: bool = False,
     ) -> None:
@@ -112,23 +116,27 @@ class StatementCore:
             sql: The text that the driver is given; what is not a `str` (a mock, a driver's own object) gives no text.
             parameterised: Whether the values are apart from the text.
             batch_size: Parameter sets of an executemany, else 0.
+            values: The parameters of a single execution.
             more: Attributes of this execution.
+            skip: Whether the application wants no span of it.
             measure: Whether the duration is recorded here, and not by the layer above.
             only_if_it_fails: Whether the call makes a span, and is measured, only if it fails.
         """
         parent = context.get_current()
         instruments = self._metrics.instruments() if measure else None
-        if not (instruments or self._statements) or _suppressed(parent):
+        if not (instruments or self._statements) or is_suppressed(parent):
             return
         statement = (sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
         facts = self._facts.known(statement) or self._read(statement, parent, instruments)
         if instruments:
-            bracket.measured = (perf_counter(), instruments.duration, target.metric_attributes, facts.metric_summary)
-        if facts.excluded or not self._statements or not (self._wants_all or self._wanted(parent)):
+            bracket.measured = (perf_counter(), instruments, target.metric_attributes, facts.metric_summary)
+        if skip or facts.excluded or not self._statements or not (self._wants_all or self._wanted(parent)):
             return
         attributes = {**target.attributes, **facts.attributes}
         if batch_size > 1:
             attributes[DB_OPERATION_BATCH_SIZE] = batch_size
+        elif self._captures_parameters and values is not None:
+            attributes.update(parameter_attributes(values, self.config.query_max_length))
         if more:
             attributes.update(more)
         if only_if_it_fails or self._min_duration:
@@ -158,7 +166,7 @@ class StatementCore:
             start_time: Nanoseconds since the epoch, where the call has begun before; else None.
         """
         parent = context.get_current()
-        if _suppressed(parent) or not self._wanted(parent):
+        if is_suppressed(parent) or not self._wanted(parent):
             return
         operation = "" if name == "connect" else name
         attributes = target.attributes | statement_attributes(
@@ -187,7 +195,7 @@ class StatementCore:
             None where the configuration or the current context leaves it out.
         """
         parent = context.get_current()
-        if not self.config.spans or _suppressed(parent) or not self._wanted(parent):
+        if not self.config.spans or is_suppressed(parent) or not self._wanted(parent):
             return None
         return target.tracer.start_span(name, parent, SpanKind.INTERNAL, attributes, start_time=start_time)
 
@@ -200,12 +208,14 @@ class StatementCore:
             error: What the call raised, if it did.
             guard: Where failures of this go. A span that is open ends also where the layer has been switched off since.
         """
-        facts = None
+        facts = rows = None
         try:
             if error is not None:
                 facts = error_facts(error) or bracket.error
-            if bracket.measured is not None:
-                self._record_duration(bracket, facts)
+            elif bracket.count_rows is not None:
+                rows = bracket.count_rows()
+            if bracket.measured is not None or rows is not None:
+                self._record(bracket, facts, rows)
         except Exception as failure:  # noqa: BLE001
             guard.failed(failure)
         finally:
@@ -229,18 +239,22 @@ class StatementCore:
             target, name, start_time = bracket.if_it_fails
             self.start_call(bracket, target, name, start_time=start_time)
 
-    def _record_duration(self, bracket: Bracket, error: ErrorFacts | None) -> None:
+    def _record(self, bracket: Bracket, error: ErrorFacts | None, rows: int | None) -> None:
         """
-        Record the duration of a statement, while its span is still the current one.
+        Record the duration of a statement, and how many rows it has returned, while its span is still the current one.
         """
+        if rows is not None and bracket.span is not None:
+            bracket.span.set_attribute(DB_RESPONSE_RETURNED_ROWS, rows)
         late, measured = bracket.if_it_is_slow, bracket.measured
         if measured is None or (error is None and late is not None and late.least == math.inf):
             return
-        started, duration, database, summary = measured
+        started, instruments, database, summary = measured
         attributes = {**database, DB_QUERY_SUMMARY: summary} if summary else dict(database)
         if error is not None:
             attributes.update(error_attributes(error))
-        duration.record(perf_counter() - started, attributes)
+        instruments.duration.record(perf_counter() - started, attributes)
+        if rows is not None:
+            instruments.returned_rows.record(rows, attributes)
 
     def _read(self, statement: Statement, parent: Context, instruments: Instruments | None) -> StatementFacts:
         """
@@ -283,7 +297,10 @@ def end_span(span: Span, error: ErrorFacts | None) -> None:
         span.end()
 
 
-def _suppressed(parent: Context) -> bool:
+def is_suppressed(parent: Context) -> bool:
+    """
+    Tell whether the application, or an exporter, wants no telemetry now.
+    """
     return bool(parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK))
 
 

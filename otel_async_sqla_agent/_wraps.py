@@ -45,6 +45,11 @@ class Call(NamedTuple):
     Whether it executes nothing yet: it makes a span only if it fails.
     """
 
+    values: Any = None
+    """
+    The parameters of a single execution, by name or by position.
+    """
+
 
 class Wrap(NamedTuple):
     """

@@ -26,6 +26,12 @@ OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH = "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH"
 How many characters of SQL text a span may have (default 2048); longer text is cut after masking.
 """
 
+OTEL_ASYNC_SQLA_CAPTURE = "OTEL_ASYNC_SQLA_CAPTURE"
+"""
+What a span says besides (default nothing): a list of `parameters` (`db.query.parameter.<key>`) and `rows`
+(`db.response.returned_rows`).
+"""
+
 OTEL_ASYNC_SQLA_MIN_DURATION_MS = "OTEL_ASYNC_SQLA_MIN_DURATION_MS"
 """
 Shorter successful statements make no span (default 0, all do); metrics stay complete.

@@ -24,7 +24,7 @@ LAYERS = [
     {"_calls", "_drivers", "_pool"},
     {"_drivers_mysql", "_drivers_postgresql"},
     {"_wraps"},
-    {"_connections", "_statement"},
+    {"_connections", "_execution", "_statement"},
     {"_bracket", "_facts", "_metrics", "_pools"},
     {"_server"},
     {"_errors", "_semconv", "_sql"},

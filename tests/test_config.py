@@ -5,7 +5,7 @@ import re
 import pytest
 
 from otel_async_sqla_agent import environment_variables
-from otel_async_sqla_agent._config import AttributeNames, Config, Mode, QueryText, SpanType
+from otel_async_sqla_agent._config import AttributeNames, Capture, Config, Mode, QueryText, SpanType
 
 
 def test_defaults() -> None:
@@ -25,6 +25,7 @@ def test_every_variable() -> None:
         spans=frozenset({SpanType.CONNECT, SpanType.TRANSACTION}),
         query_text=QueryText.MASKED,
         query_max_length=100,
+        capture=frozenset({Capture.PARAMETERS, Capture.ROWS}),
         min_duration_ms=2.5,
         require_parent=True,
         exclude=re.compile("pg_catalog", re.IGNORECASE),
@@ -37,6 +38,7 @@ def test_every_variable() -> None:
             "OTEL_ASYNC_SQLA_SPANS": " connect, TRANSACTION ",
             "OTEL_ASYNC_SQLA_QUERY_TEXT": "MASKED",
             "OTEL_ASYNC_SQLA_QUERY_MAX_LENGTH": "100",
+            "OTEL_ASYNC_SQLA_CAPTURE": "rows, Parameters",
             "OTEL_ASYNC_SQLA_MIN_DURATION_MS": "2.5",
             "OTEL_ASYNC_SQLA_METRICS": "False",
             "OTEL_ASYNC_SQLA_FLUSH_ON_EXIT": "FALSE",
@@ -55,6 +57,7 @@ def test_every_variable() -> None:
         pytest.param("QUERY_TEXT", "yes", "auto, masked, raw, off", id="query-text"),
         pytest.param("QUERY_MAX_LENGTH", "2k", "a whole number from 1", id="length"),
         pytest.param("QUERY_MAX_LENGTH", "0", "a whole number from 1", id="no-length"),
+        pytest.param("CAPTURE", "values", "none, or a list of parameters, rows", id="capture"),
         pytest.param("MIN_DURATION_MS", "nan", "a number of milliseconds", id="no-number"),
         pytest.param("MIN_DURATION_MS", "-1", "a number of milliseconds", id="negative"),
         pytest.param("METRICS", "on", "true, false", id="metrics"),

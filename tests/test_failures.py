@@ -180,11 +180,11 @@ def test_base_exception_of_a_meter(
     class Stop(BaseException):
         pass
 
-    def stop(core: Any, bracket: Any, error: Any) -> None:
+    def stop(core: Any, bracket: Any, *args: Any) -> None:
         if bracket.span is not None:
             raise Stop
 
-    monkeypatch.setattr(StatementCore, "_record_duration", stop)
+    monkeypatch.setattr(StatementCore, "_record", stop)
     measured(spans="statement")
     with pytest.raises(Stop):
         run(_queries(1))
