@@ -310,3 +310,21 @@ def test_sync_side(agent: Callable[..., None], recording: Recording) -> None:
         recording.names,
         databases(recording),
     )
+
+
+def test_closed_before(agent: Callable[..., None], recording: Recording, caplog: pytest.LogCaptureFixture) -> None:
+    """
+    A connection that was closed before the agent was active is no failure of the agent's.
+    """
+
+    async def main() -> None:
+        connection = await psycopg.AsyncConnection.connect(conninfo())
+        cur = connection.cursor()
+        await connection.close()
+        agent()
+        for _ in range(6):
+            with pytest.raises(psycopg.OperationalError):
+                await cur.execute("SELECT 1")
+
+    run(main())
+    assert (["SELECT"] * 6, []) == (recording.names, caplog.records)

@@ -106,7 +106,7 @@ class Agent:
         from ._first_connect import FirstConnect, tell_unknown
 
         try:
-            first_connect = FirstConnect(module, self._start)
+            first_connect = FirstConnect(module, self.start_drivers)
         except AttributeError as error:
             tell_unknown(module, error)
             return
@@ -160,7 +160,7 @@ class Agent:
                 tracer = self._default_tracer if provider is None else self._tracer(provider)
                 self._driver_layer.instrument(self._modules[driver], contrib=contrib, tracer=tracer)
 
-    def _start(self) -> None:
+    def start_drivers(self) -> None:
         """
         Load the driver layer, once a connection is about to be made; never raises an `Exception`.
         """
@@ -297,7 +297,7 @@ class Agent:
     def _instrument_engine(
         self, sync_engine: Engine, tracer_provider: TracerProvider | None, contrib_tracer: Tracer | None
     ) -> None:
-        self._start()
+        self.start_drivers()
         new = self._engine_layer.instrument(sync_engine, self._default_tracer, self._mode(sync_engine))
         self._engines.add(sync_engine)
         if not self._announced:

@@ -49,9 +49,9 @@ class _Activation:
         self._providers = providers
         self._agent: Agent | None = None
         disabled = _disabled(environ)
-        self.hook = ImportHook(
-            {module: self._guarded(method) for module, method in _HOOKS.items() if module not in disabled}
-        )
+        hooks = {module: method for module, method in _HOOKS.items() if module not in disabled}
+        self.hook = ImportHook({module: self._guarded(method) for module, method in hooks.items()})
+        self._driver_in_use = any(hooks[module] == "driver_imported" for module in sys.modules.keys() & hooks)
 
     def agent(self) -> Agent:
         with _lock:
@@ -60,6 +60,11 @@ class _Activation:
 
                 self._agent = Agent(self._environ, **self._providers)
             return self._agent
+
+    def arm(self) -> None:
+        self.hook.install()
+        if self._driver_in_use:  # it may have connected already: its next connection is not waited for
+            self.agent().start_drivers()
 
     def disarm(self) -> None:
         self.hook.uninstall()
@@ -110,7 +115,7 @@ def _activate(options: Mapping[str, str], providers: Mapping[str, Any]) -> None:
     environ.update(options)
     if not _switched_off(environ):
         _active = _Activation(environ, providers)
-        _active.hook.install()
+        _active.arm()
 
 
 def include_children() -> None:

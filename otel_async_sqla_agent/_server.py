@@ -91,6 +91,8 @@ def _asyncpg(connection: Any) -> Database:
 
 
 def _psycopg(connection: Any) -> Database:
+    if connection.closed:  # it would raise
+        return Database("postgresql")
     info = connection.info
     host, port = info.host, info.port
     if host.startswith("/"):

@@ -61,10 +61,11 @@ def stopped_by(*signals: int) -> Server:
 TERMINATED = (signal.SIGTERM,)
 
 
-def test_armed_by_the_first_engine(agent: Callable[..., None]) -> None:
+def test_armed_by_the_first_engine(agent: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    uvicorn's method is replaced at the first async engine, and given back identical.
+    uvicorn's method is replaced at the first async engine where no driver is in use, and given back identical.
     """
+    monkeypatch.setenv("OTEL_PYTHON_DISABLED_INSTRUMENTATIONS", "aiomysql,aiosqlite,asyncmy,asyncpg,psycopg")
     agent()
     assert Server.shutdown is ORIGINAL
     create_async_engine(MEMORY)
