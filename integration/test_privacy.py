@@ -4,8 +4,10 @@ No value of a user's leaves the process: one canary in every place where one can
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
+import sqlite3
 import uuid
 from contextlib import suppress
 from typing import Any
@@ -106,6 +108,44 @@ async def scenario(url: URL, connect_arguments: dict[str, Any]) -> None:
     await engine.dispose()
 
 
+async def direct(url: URL) -> None:
+    """
+    Put the canary into statements on a connection that is opened without SQLAlchemy.
+    """
+    driver = str(url.get_driver_name())
+    module = importlib.import_module(driver)
+    host = url.host or url.query.get("host")
+    arguments = {"host": host, "port": url.port, "user": url.username, "password": url.password}
+    given = {name: value for name, value in arguments.items() if value}
+    literal_text, placeholder = f"SELECT '{CANARY}', 1", {"aiosqlite": "?"}.get(driver, "%s")
+    statements: list[tuple[Any, ...]] = [
+        (literal_text,),
+        (f"SELECT {placeholder}, 'fixed'", (CANARY,)),
+        (f"SELECT 1 1 '{CANARY}'",),
+        (f"SELECT id FROM nowhere WHERE x = {placeholder}", (CANARY,)),
+    ]
+    if driver == "asyncpg":
+        connection = await module.connect(database=url.database, **given)
+        for sql, *values in statements:
+            with suppress(module.PostgresError):
+                await connection.fetch(sql.replace("%s", "$1::text"), *(value for row in values for value in row))
+        await connection.close()
+        return
+    if driver == "aiosqlite":
+        connection = await module.connect(f"file:direct?mode=memory&key={CANARY}", uri=True)
+    elif driver == "psycopg":
+        connection = await module.AsyncConnection.connect(dbname=url.database, autocommit=True, **given)
+    else:
+        connection = await module.connect(db=url.database, **given)
+    errors = () if driver == "aiosqlite" else (module.Error,)
+    for statement in statements:
+        cursor = connection.cursor()
+        cursor = await cursor if hasattr(cursor, "__await__") else cursor
+        with suppress(sqlite3.Error, *errors):
+            await cursor.execute(*statement)
+    await (connection.ensure_closed() if hasattr(connection, "ensure_closed") else connection.close())
+
+
 class Captures:
     """
     Everything that leaves the process: a console, an OTLP receiver, and the logs of the agent and of OpenTelemetry.
@@ -151,6 +191,9 @@ def captured(
         tracer_provider=recording.provider, meter_provider=captures.meter_provider, **options
     )
     run(scenario(url, CONNECT_ARGUMENTS[driver]))
+    statements = len(recording.ended)
+    run(direct(url))
+    assert (statements < len(recording.ended)) == (options.get("mode") != "engine")
     recording.assert_all_ended()
     assert 5 < len([span for span in recording.ended if not span.status.is_unset])
     assert "pool timeout" in recording.names
