@@ -192,8 +192,11 @@ def test_wrapt_is_lent(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     del sys.modules["wrapt"]
     distributions(tmp_path / "application", {name: [] for name in OWN if "wrapt" not in name})
     assert None is make_dependencies_visible()
-    assert str(folder / "wrapt.py") == sys.modules["wrapt"].__file__
+    assert str(folder / "wrapt.py") == sys.modules.pop("wrapt").__file__
     assert None is find_spec("other")
+    distributions(tmp_path / "application", {"importlib-metadata 5.0": []})
+    assert None is not make_dependencies_visible()
+    assert "wrapt" not in sys.modules
 
 
 def test_installed_ordinarily(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def test_uninstall(
     assert 0 == cli.main(["preinstall", *option, "--uninstall"])
     assert [line.replace("wrote", "removed") for line in reversed(written)] == capsys.readouterr().out.splitlines()
     assert before == (contents(stdlib), contents(folder))
+    assert not (folder / "pythonpath").exists()
     assert 0 == cli.main(["preinstall", *option, "--uninstall"])
     assert ("", "") == capsys.readouterr()
 
@@ -196,15 +197,18 @@ def test_our_earlier_files_are_replaced(folder: Path, stdlib: Path, capsys: pyte
     file, metadata = stdlib / "sitecustomize.py", folder / "pythonpath/otel_async_sqla_agent.dist-info/METADATA"
     file.write_text(file.read_text().splitlines()[0] + "\nan earlier version's")
     metadata.write_text(metadata.read_text().replace("2.0", "1.0"))
+    package = folder / "pythonpath/otel_async_sqla_agent"
+    package.unlink()
+    package.symlink_to("/elsewhere")
     capsys.readouterr()
     assert 0 == cli.main(["preinstall", "--for-venvs"])
-    assert [f"wrote {metadata}", f"wrote {file}"] == [
+    assert [f"wrote {package}", f"wrote {metadata}", f"wrote {file}"] == [
         line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote")
     ]
     assert current == (contents(stdlib), contents(folder))
 
 
-@pytest.mark.parametrize("name", ["site-packages", "dist-packages"])
+@pytest.mark.parametrize("name", ["site-packages", "dist-packages", "of-another-name"])
 def test_for_venvs_out_of_site_packages(
     name: str, stdlib: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,6 +216,8 @@ def test_for_venvs_out_of_site_packages(
     Every package beside the agent would become visible to the venvs, so the agent must stand alone.
     """
     installed(stdlib / name, monkeypatch)
+    if name == "of-another-name":
+        monkeypatch.setattr(site, "getsitepackages", lambda: [str(stdlib / name)])
     message = refused(capsys, "--for-venvs")
     assert f"the agent stands in {stdlib / name}, all of which would become visible" in message
     assert "pip install --target /opt/otel-async-sqla 'otel-async-sqla-agent[distro]'" in message
