@@ -153,8 +153,8 @@ def _engines(url: URL) -> dict[str, Any]:
     }
     if not sqlalchemy.__version__.startswith("1."):
         ways["async_creator"] = (URL.create(url.drivername), {"async_creator": creator})
-    if driver in ("asyncpg", "psycopg") and not str(url.host).startswith("/"):
-        ways["hosts"] = (bare.set(query={"host": ("127.0.0.1:1", f"{url.host}:{url.port or 5432}")}), {})
+        if driver in ("asyncpg", "psycopg") and not str(url.host).startswith("/"):
+            ways["hosts"] = (bare.set(query={"host": ("127.0.0.1:1", f"{url.host}:{url.port or 5432}")}), {})
     return ways
 
 
