@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ._contrib import ContribSQLAlchemy
     from ._contrib_drivers import ContribDriver
     from ._driver import DriverLayer
+    from ._driver_imports import DriverImports
     from ._engine import EngineLayer
-    from ._first_connect import FirstConnect
     from ._flush import ExitFlush
     from ._guard import Guard
     from ._metrics import Metrics
@@ -60,10 +60,6 @@ class Agent:
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()
         self._contrib: ContribSQLAlchemy | None = None
         self._contrib_drivers: list[ContribDriver] = []
-        self._contrib_of: dict[str, tuple[bool, TracerProvider | None]] = {}
-        self._modules: dict[str, ModuleType] = {}
-        self._waiting: dict[str, FirstConnect] = {}
-        self._started = False
         self._uncovered: set[str] = set()
         self._lock = threading.RLock()
         self._active = True
@@ -103,20 +99,9 @@ class Agent:
         """
         Instrument an async driver, when its first connection is made.
         """
-        from ._first_connect import FirstConnect, tell_unknown
-
-        try:
-            first_connect = FirstConnect(module, self.start_drivers)
-        except AttributeError as error:
-            tell_unknown(module, error)
-            return
         with self._lock:
-            self._modules[module.__name__] = module
-            if self._started:
-                self.step_in(module.__name__)
-            elif self._active:
-                self._waiting[module.__name__] = first_connect
-                first_connect.install()
+            if self._active:
+                self._drivers.add(module)
 
     def contrib_driver_imported(self, module: ModuleType) -> None:
         """
@@ -125,40 +110,9 @@ class Agent:
         from ._contrib_drivers import ContribDriver
 
         with self._lock:
-            contrib = ContribDriver(module, self)
+            contrib = ContribDriver(module, self._drivers)
             self._contrib_drivers.append(contrib)
             self._undo.append(contrib.uninstall)
-
-    def step_back(self, driver: str) -> None:
-        """
-        Give a driver's functions back for the moment in which contrib puts its own there, or takes them away.
-        """
-        with self._lock:
-            if driver in self._waiting:
-                self._waiting[driver].uninstall()
-            elif self._started:
-                self._driver_layer.step_back(driver)
-
-    def step_in(
-        self, driver: str, *, contrib: bool | None = None, tracer_provider: TracerProvider | None = None
-    ) -> None:
-        """
-        Stand in front of a driver again.
-
-        Args:
-            driver: The driver's name.
-            contrib: Whether contrib's functions are there; None if that is as before.
-            tracer_provider: Where contrib was told that spans go, if it was.
-        """
-        with self._lock:
-            if contrib is not None:
-                self._contrib_of[driver] = contrib, tracer_provider
-            if driver in self._waiting:
-                self._waiting[driver].install()
-            elif self._started and driver in self._modules:
-                contrib, provider = self._contrib_of.get(driver, (False, None))
-                tracer = self._default_tracer if provider is None else self._tracer(provider)
-                self._driver_layer.instrument(self._modules[driver], contrib=contrib, tracer=tracer)
 
     def start_drivers(self) -> None:
         """
@@ -166,17 +120,10 @@ class Agent:
         """
         try:
             with self._lock:
-                if self._active and not self._started and self._may_work():
-                    self._started = True
-                    self._stop_waiting()
-                    for driver in self._modules:
-                        self.step_in(driver)
+                if self._active and not self._drivers.started and self._may_work():
+                    self._drivers.start()
         except Exception:
             _logger.exception("otel-async-sqla-agent could not instrument the drivers; they work without spans")
-
-    def _stop_waiting(self) -> None:
-        while self._waiting:
-            self._waiting.popitem()[1].uninstall()
 
     def instrument_engine(
         self,
@@ -221,7 +168,7 @@ class Agent:
         """
         with self._lock:
             self._active = False
-            self._stop_waiting()
+            self._drivers.stop_waiting()
             while self._undo:
                 try:
                     self._undo.pop()()
@@ -231,6 +178,12 @@ class Agent:
     @functools.cached_property
     def _config(self) -> Config:
         return Config.from_env(self._environ)
+
+    @functools.cached_property
+    def _drivers(self) -> DriverImports:
+        from ._driver_imports import DriverImports
+
+        return DriverImports(self._lock, self.start_drivers, lambda: self._driver_layer, self._driver_tracer)
 
     @functools.cached_property
     def _connections(self) -> Connections:
@@ -339,6 +292,9 @@ class Agent:
     @functools.cached_property
     def _default_tracer(self) -> Tracer:
         return self._tracer(self._tracer_provider)
+
+    def _driver_tracer(self, provider: TracerProvider | None) -> Tracer:
+        return self._default_tracer if provider is None else self._tracer(provider)
 
     def _tracer(self, provider: TracerProvider | None) -> Tracer:
         from opentelemetry import trace

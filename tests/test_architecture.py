@@ -19,7 +19,7 @@ LAYERS = [
     {"__init__"},
     {"_boot"},
     {"_agent"},
-    {"_contrib", "_contrib_drivers", "_engine", "_flush"},
+    {"_contrib", "_contrib_drivers", "_driver_imports", "_engine", "_flush"},
     {"_driver"},
     {"_calls", "_drivers", "_pool"},
     {"_drivers_mysql", "_drivers_postgresql"},
