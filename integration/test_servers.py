@@ -127,6 +127,8 @@ def _points(receiver: Receiver, name: str) -> Iterator[Any]:
 
 
 UVICORN = ("uvicorn", "app:app", "--port", "PORT")
+# On a busy machine uvicorn would kill workers while they start.
+PATIENT = ("--timeout-worker-healthcheck", "60")
 GUNICORN = ("gunicorn", "app:app", "--bind", "127.0.0.1:PORT", "--worker-class", "uvicorn_worker.UvicornWorker")
 
 
@@ -135,7 +137,7 @@ GUNICORN = ("gunicorn", "app:app", "--bind", "127.0.0.1:PORT", "--worker-class",
     [
         pytest.param(UVICORN, 1, -signal.SIGTERM, id="uvicorn"),
         pytest.param((sys.executable, "app.py", "PORT"), 1, -signal.SIGTERM, id="uvicorn.run", marks=newest_only),
-        pytest.param((*UVICORN, "--workers", "2"), 2, 0, id="uvicorn-workers"),
+        pytest.param((*UVICORN, "--workers", "2", *PATIENT), 2, 0, id="uvicorn-workers"),
         pytest.param((*UVICORN, "--reload"), 1, 0, id="uvicorn-reload"),
         pytest.param((*GUNICORN, "--workers", "2"), 2, 0, id="gunicorn", marks=newest_only),
         pytest.param((*GUNICORN, "--workers", "2", "--preload"), 2, 0, id="gunicorn-preload", marks=newest_only),
