@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import StaticPool
 
 import otel_async_sqla_agent
+from otel_async_sqla_agent._execution import known_rows
 from otel_async_sqla_agent._facts import CAPTURED_PARAMETERS, parameter_attributes
 from tests.conftest import run
 from tests.conventions import metric_problems, span_problems
@@ -89,6 +90,26 @@ def test_rows(
     [point] = points(reader, "db.client.response.returned_rows").values()
     assert (3, 4) == (point.count, point.sum)
     assert [] == metric_problems(reader.get_metrics_data())
+
+
+def _cursor(name: str, **attributes: Any) -> Any:
+    return type(name, (), {"description": (("x",),), **attributes})()
+
+
+@pytest.mark.parametrize(
+    ("cursor", "rows"),
+    [
+        pytest.param(_cursor("AsyncAdapt_x_cursor", _rows=[1, 2]), 2, id="fetched"),
+        pytest.param(_cursor("AsyncAdapt_x_cursor", _rows=[], description=None), None, id="no-rows-to-fetch"),
+        pytest.param(_cursor("AsyncAdapt_x_ss_cursor", _rows=[]), None, id="server-side"),
+        pytest.param(_cursor("AnotherCursor"), None, id="another"),
+    ],
+)
+def test_known_rows(cursor: Any, rows: int | None) -> None:
+    """
+    A server-side cursor has no rows yet, whatever it inherits.
+    """
+    assert rows == known_rows(cursor)
 
 
 def test_nothing_is_captured_by_default(measured: Callable[..., None], recording: Recording, reader: Any) -> None:
