@@ -1,5 +1,5 @@
 """
-The engine layer: bracket what an async engine sends to its database, on the instance of its dialect.
+The engine layer: instrument what an async engine sends to its database, on the instance of its dialect.
 
 Every statement, commit and ping that SQLAlchemy issues goes through the engine's dialect, so that brackets there
 see success, error and cancellation alike; event listeners cannot: when another listener raises, no event tells.
@@ -10,56 +10,30 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
-from time import perf_counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
-from ._config import Capture, Mode, SpanType
-from ._errors import error_facts
-from ._execution import is_parameterised, is_skipped, known_rows, sends_nothing, silence_connects, unsilence_connects
-from ._pool import EnginePools, take_checkout
-from ._server import connection_database, engine_database
+from ._engine_state import EngineState
+from ._execution import silence_connects, unsilence_connects
+from ._pool import EnginePools
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
     from sqlalchemy.engine import Dialect, Engine
 
+    from ._config import Mode
     from ._connections import Connections
     from ._guard import Guard
     from ._metrics import Metrics
-    from ._semconv import Database
-    from ._statement import StatementCore, Target
+    from ._statement import StatementCore
 
 _Call = Callable[..., Any]
 
 # Under this name an engine's state stands in the `__dict__` of its dialect, and is gone with it.
 _STATE = "_otel_async_sqla_engine"
 _CONNECT = "_ConnectionRecord__connect"
-
-_TRANSACTION_CALLS = {
-    "do_commit": "COMMIT",
-    "do_rollback": "ROLLBACK",
-    "do_savepoint": "SAVEPOINT",
-    "do_rollback_to_savepoint": "ROLLBACK TO SAVEPOINT",
-    "do_release_savepoint": "RELEASE SAVEPOINT",
-    "do_begin_twophase": "BEGIN",
-    "do_prepare_twophase": "PREPARE TRANSACTION",
-    "do_commit_twophase": "COMMIT PREPARED",
-    "do_rollback_twophase": "ROLLBACK PREPARED",
-    "do_recover_twophase": "RECOVER PREPARED",
-}
-_SILENT_CALLS = (
-    "do_ping",
-    "do_close",
-    "do_terminate",
-    "get_isolation_level",
-    "set_isolation_level",
-    "set_readonly",
-    "set_deferrable",
-)
 
 
 class EngineLayer:
@@ -143,235 +117,6 @@ class EngineLayer:
     def _silence_connects(self, sync_engine: Engine) -> None:
         if silence_connects(sync_engine, sync_engine.dialect.__dict__[_STATE]):
             self._silenced.add(sync_engine)
-
-
-class EngineState:
-    """
-    What is kept for one engine: where its spans go, and which methods of its dialect are bracketed.
-    """
-
-    target: Target
-    """
-    Where its spans go, and what all of them say.
-    """
-
-    def __init__(
-        self,
-        core: StatementCore,
-        guard: Guard,
-        pools: EnginePools,
-        connections: Connections,
-        sync_engine: Engine,
-        tracer: Tracer,
-        mode: Mode,
-    ) -> None:
-        self.tracer = tracer
-        self.pools = pools
-        self._connections = connections
-        self._mode = mode
-        self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
-        self._core = core
-        self._guard = guard
-        self._url = sync_engine.url
-        self._found: Database | None = None
-        self._wrapped: dict[str, tuple[_Call, _Call | None]] = {}
-        database = self.refresh(sync_engine.dialect)
-        pools.guard.run(pools.open, sync_engine.pool, database.pool_name)
-
-    def refresh(self, dialect: Dialect, driver_connection: object = None) -> Database:
-        """
-        Read the database's facts again: MariaDB is told from MySQL only by the first connection.
-        """
-        if driver_connection is not None:
-            self._found = connection_database(driver_connection)
-        name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
-        database = engine_database(name, self._url, self._found)
-        self.target = self.pools.target = self._core.target(self.tracer, database)
-        return database
-
-    def wrap(self, dialect: Dialect) -> None:
-        """
-        Put brackets around the dialect's methods, as attributes of the instance.
-        """
-        begins: dict[str, _Call] = {
-            "do_execute": self._begin_execute,
-            "do_executemany": self._begin_executemany,
-            "do_execute_no_params": self._begin_execute_no_params,
-            **{name: functools.partial(self._begin_transaction, span_name)
-               for name, span_name in _TRANSACTION_CALLS.items()},
-            **dict.fromkeys(_SILENT_CALLS, _begin_silently),
-        }  # fmt: skip
-        for name, begin in begins.items():
-            bracket = self._bracket_if_begun if name in ("do_commit", "do_rollback") else self._bracket
-            if hasattr(dialect, name):  # SQLAlchemy 1.4 got some of them late
-                self._replace(dialect, name, functools.partial(bracket, begin))
-        if hasattr(dialect, "_deliver_insertmanyvalues_batches"):  # SQLAlchemy 2.0
-            self._replace(dialect, "_deliver_insertmanyvalues_batches", self._bracket_batches)
-
-    def unwrap(self, dialect: Dialect) -> None:
-        """
-        Give the dialect its methods back, where no other tool has put its own over ours.
-        """
-        for name, (wrapper, previous) in self._wrapped.items():
-            if dialect.__dict__.get(name) is not wrapper:
-                continue
-            if previous is None:
-                delattr(dialect, name)
-            else:
-                setattr(dialect, name, previous)
-
-    def connect(self, dialect: Dialect, record: Any, connect: _Call) -> Any:
-        """
-        Make a real connection: all of it is one span, which is not made current.
-        """
-        self._guard.run(self._core.before_connect)
-        started = perf_counter()
-        result = self._bracket(self._begin_connect, connect)()
-        self.pools.guard.run(self.pools.created, perf_counter() - started)
-        self._guard.run(self._connected, dialect, record)
-        return result
-
-    def _connected(self, dialect: Dialect, record: Any) -> None:
-        self._connections.add(record.driver_connection, self)
-        self.refresh(dialect, record.driver_connection)
-
-    def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:
-        original = getattr(dialect, name)
-        wrapper = functools.wraps(original)(make(original))
-        self._wrapped[name] = (wrapper, dialect.__dict__.get(name))
-        setattr(dialect, name, wrapper)
-
-    def _bracket(self, begin: _Call, original: _Call) -> _Call:
-        """
-        Return the method in a bracket; `begin` gets the bracket and the call's own arguments.
-        """
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            outer = open_bracket()
-            if outer is not None and outer.encloses(self, args):
-                return self._pass_through(outer, original, args, kwargs)
-            if not self._guard.active:
-                return original(*args, **kwargs)
-            bracket = Bracket(self)
-            try:
-                self._guard.run(begin, bracket, *args, **kwargs)
-                result = original(*args, **kwargs)
-            except BaseException as error:
-                self._close(bracket, error)
-                raise
-            self._close(bracket, None)
-            return result
-
-        return call
-
-    def _bracket_if_begun(self, begin: _Call, original: _Call) -> _Call:
-        """
-        Return COMMIT or ROLLBACK in a bracket, unless SQLAlchemy's adapter for asyncpg has begun no transaction.
-
-        It does nothing then, and each return to a pool asks it to.
-        """
-        bracketed = self._bracket(begin, original)
-
-        def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            begun = getattr(connection, "_transaction", connection) is not None
-            return (bracketed if begun else original)(connection, *args, **kwargs)
-
-        return call
-
-    def _bracket_batches(self, original: _Call) -> _Call:
-        """
-        Return the generator of insertmanyvalues in a bracket that stays open while SQLAlchemy executes the batches.
-        """
-
-        def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            outer = open_bracket()
-            if not self._guard.active or (outer is not None and outer.encloses(self, args)):
-                yield from original(*args, **kwargs)
-                return
-            bracket = Bracket(self)
-            try:
-                self._guard.run(self._begin_batches, bracket, *args, **kwargs)
-                yield from original(*args, **kwargs)
-            except BaseException as error:
-                self._close(bracket, error)
-                raise
-            self._close(bracket, None)
-
-        return call
-
-    def _pass_through(self, outer: Bracket, original: _Call, args: Any, kwargs: Any) -> Any:
-        try:
-            return original(*args, **kwargs)
-        except BaseException as error:
-            # A batch of insertmanyvalues fails outside of the generator that is its bracket.
-            self._guard.run(_note_error, outer, error)
-            raise
-
-    def _close(self, bracket: Bracket, error: BaseException | None) -> None:
-        self._core.close(bracket, error, self._guard)
-
-    def _begin_execute(
-        self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None
-    ) -> None:
-        if self._counts_rows:
-            bracket.count_rows = functools.partial(known_rows, cursor)
-        self._begin_statement(bracket, statement, parameters, 0, context)
-
-    def _begin_executemany(
-        self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
-    ) -> None:
-        self._begin_statement(bracket, statement, parameters, len(parameters), context)
-
-    def _begin_execute_no_params(self, bracket: Bracket, cursor: Any, statement: Any, context: Any = None) -> None:
-        self._begin_execute(bracket, cursor, statement, None, context)
-
-    def _begin_statement(
-        self, bracket: Bracket, statement: Any, parameters: Any, batch_size: int, context: Any
-    ) -> None:
-        bracket.parameterised, more = is_parameterised(parameters, context), take_checkout(context)
-        skip = is_skipped(context)
-        if self._mode is Mode.DRIVER and not skip:
-            bracket.more = more
-            bracket.nests = STATEMENT | TRANSACTION
-            return
-        self._core.start_statement(
-            bracket,
-            self.target,
-            statement,
-            parameterised=bracket.parameterised,
-            batch_size=batch_size,
-            values=parameters,
-            more=more,
-            skip=skip,
-        )
-        if self._mode is Mode.BOTH and bracket.span is not None:
-            bracket.nests = STATEMENT | TRANSACTION
-
-    def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
-        # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.
-        statement, parameters, _, context = args[-4:]
-        bracket.batch = context
-        self._begin_executemany(bracket, None, statement, parameters, context)
-
-    def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
-        if name not in ("COMMIT", "ROLLBACK") or not sends_nothing(connection):
-            self._core.start_transaction(bracket, self.target, name)
-
-    def _begin_connect(self, bracket: Bracket) -> None:
-        if self._mode is Mode.DRIVER:
-            bracket.nests = CONNECT
-        elif SpanType.CONNECT in self._core.config.spans:
-            self._core.start_call(bracket, self.target, "connect")
-
-
-def _note_error(bracket: Bracket, error: BaseException) -> None:
-    bracket.error = error_facts(error)
-
-
-def _begin_silently(_bracket: Bracket, *_args: Any, **_kwargs: Any) -> None:
-    """
-    Make no span; the bracket keeps the driver's from being made.
-    """
 
 
 def _wrap_connect() -> Callable[[], None]:

@@ -20,7 +20,7 @@ LAYERS = [
     {"_boot"},
     {"_agent"},
     {"_contrib", "_contrib_drivers", "_driver_imports", "_engine", "_flush"},
-    {"_driver"},
+    {"_driver", "_engine_state"},
     {"_calls", "_drivers", "_pool"},
     {"_drivers_mysql", "_drivers_postgresql"},
     {"_wraps"},
