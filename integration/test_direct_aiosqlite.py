@@ -16,6 +16,9 @@ UNIQUE, ERROR, FOREIGN_KEY = (
     ("1555", "1", "787") if sys.version_info >= (3, 11) else ("sqlite3.IntegrityError", "sqlite3.OperationalError") * 2
 )[:3]
 
+# What it says of parameters that are none.
+NO_PARAMETERS = "sqlite3.ProgrammingError" if sys.version_info >= (3, 11) else "ValueError"
+
 
 async def opened() -> Any:
     connection = await aiosqlite.connect(":memory:")
@@ -124,7 +127,7 @@ WAYS: dict[str, Way] = {
     ),
     "wrong arguments": (
         wrong_arguments,
-        ["SELECT ERROR TypeError: SELECT ?", "SELECT ERROR sqlite3.ProgrammingError: SELECT ?"],
+        ["SELECT ERROR TypeError: SELECT ?", f"SELECT ERROR {NO_PARAMETERS}: SELECT ?"],
     ),
     "closed": (closed_before, ["connect", "SELECT ERROR ValueError: SELECT ?"]),
 }
