@@ -36,7 +36,7 @@ RECURSIVE = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHER
 SLEEP = {
     "mysql": "SELECT SLEEP(3)",
     "postgresql": "SELECT pg_sleep(3)",
-    "sqlite": RECURSIVE.format(3_000_000, "count(*)"),
+    "sqlite": RECURSIVE.format(1_500_000, "count(*)"),
 }
 
 
