@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from integration.conftest import Receiver, _free_port
+from integration.conftest import ReceivedSpan, Receiver, _free_port
 from integration.processes import environ
 from tests.recording import AGENT
 
