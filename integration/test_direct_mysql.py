@@ -79,6 +79,88 @@ def with_cursors(driver: str) -> dict[str, Way]:
     }
 
 
+async def queried(connection: Any) -> list[Any]:
+    """
+    Return the counts of rows.
+    """
+    changed = await connection.query("INSERT INTO tea VALUES (20, 'mint'), (21, 'lime')")
+    selected = await connection.query(sql=b"SELECT 'x' FROM tea WHERE id >= 20", unbuffered=False)
+    return [changed, selected, await connection.query("SET @a = 1", True)]
+
+
+async def wrongly_queried(connection: Any) -> list[str]:
+    """
+    Return what wrong arguments raise, more often than the layer may fail.
+    """
+    raised = []
+    for args in ((), (None,), (5,), (object(),), ([],), ("SELECT 1", False, 3)):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever the driver raises: the type is compared
+            await connection.query(*args)
+        raised.append(type(caught.value).__name__)
+    return raised
+
+
+def prepared(method: str, sql: Any, *args: Any, **options: Any) -> Callable[[Any], Any]:
+    """
+    Return how to use one method of asyncmy's own prepared statements, twice.
+    """
+
+    async def way(connection: Any) -> Any:
+        async with await connection.prepare(sql) as statement:
+            results = [await getattr(statement, method)(*args, **options) for _ in range(2)]
+        return [(result.rows, result.affected_rows) for result in results]
+
+    return way
+
+
+async def wrongly_prepared(connection: Any) -> list[str]:
+    """
+    Return what wrong arguments raise: of the preparation, of the execution, and after the statement is closed.
+    """
+    raised = []
+    with pytest.raises(TypeError) as unawaited:
+        await connection.prepare()
+    statement = await connection.prepare(query="SELECT ?")
+    with pytest.raises(asyncmy.errors.ProgrammingError) as unequal:
+        await statement.execute((1, 2))
+    with pytest.raises(ValueError, match="bulk-compatible") as mixed:
+        await statement.execute_bulk([(1,), ("one",)])
+    await statement.close()
+    raised = [unawaited, unequal, mixed]
+    for _ in range(6):
+        with pytest.raises(asyncmy.errors.ProgrammingError) as closed:
+            await statement.execute((1,))
+        raised.append(closed)
+    return [repr(caught.value) for caught in raised]
+
+
+PREPARED: dict[str, Way] = {
+    "prepare": (lambda c: c.prepare("SELECT 1"), []),
+    "prepared": (prepared("execute", "SELECT ?, 'x'", ("y",)), ["SELECT: SELECT ?, 'x'"] * 2),
+    "prepared, one value": (prepared("execute", b"SELECT ?", args=1), ["SELECT: SELECT ?"] * 2),
+    "prepared, no value": (prepared("execute", "SELECT 'x'"), ["SELECT: SELECT ?"] * 2),
+    "prepared batch": (
+        prepared("execute_bulk", "REPLACE INTO tea VALUES (?, ?)", [(30, "a"), (31, "b")]),
+        ["BATCH REPLACE tea: REPLACE INTO tea VALUES (?, ?) x2"] * 2,
+    ),
+    "failed prepare": (
+        lambda c: c.prepare("SELECT * FROM coffee WHERE id = ?"),
+        ["SELECT coffee ERROR 1146: SELECT * FROM coffee WHERE id = ?"],
+    ),
+    "failed prepared": (
+        prepared("execute", "INSERT INTO tea VALUES (?, 'x')", (40,)),
+        [
+            "INSERT tea: INSERT INTO tea VALUES (?, 'x')",
+            "INSERT tea ERROR 1062: INSERT INTO tea VALUES (?, 'x')",
+        ],
+    ),
+    "wrongly prepared": (
+        wrongly_prepared,
+        ["SELECT ERROR asyncmy.errors.ProgrammingError: SELECT ?", "BATCH SELECT ERROR ValueError: SELECT ? x2"],
+    ),
+}
+
+
 def of_driver(driver: str) -> dict[str, Way]:
     """
     Return the ways that have something of the driver's own.
@@ -131,6 +213,7 @@ def of_driver(driver: str) -> dict[str, Way]:
             ["connect ERROR 1049"],
         ),
         **with_cursors(driver),
+        **(PREPARED if driver == "asyncmy" else {}),
     }
 
 
@@ -169,6 +252,19 @@ WAYS: dict[str, Way] = {
         of("executemany", "INSERT INTO tea VALUES (%s, %s)", [(1, ""), (1, "")]),
         ["BATCH INSERT tea ERROR 1062: INSERT INTO tea VALUES (%s, %s) x2"],
     ),
+    "query": (
+        queried,
+        [
+            "INSERT tea: INSERT INTO tea VALUES (?, ?), (?, ?)",
+            "SELECT tea: SELECT ? FROM tea WHERE id >= ?",
+            "SET: SET @a = ?",
+        ],
+    ),
+    "failed query": (
+        lambda c: c.query("SELECT * FROM coffee"),
+        ["SELECT coffee ERROR 1146: SELECT * FROM coffee"],
+    ),
+    "wrong arguments of query": (wrongly_queried, []),
     "procedure": (
         of("execute", "CREATE PROCEDURE brew(IN cups int) SELECT cups, 'x'"),
         ["CREATE PROCEDURE brew SELECT: CREATE PROCEDURE brew(IN cups int) SELECT cups, ?"],
@@ -201,6 +297,20 @@ def test_every_way(driver: str, options: dict[str, Any], agent: Callable[..., No
     assert {url.database, "nowhere"} == {name for _, name, *_ in databases(recording)}
 
 
+def test_without_prepared_statements(
+    agent: Callable[..., None], recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A version of asyncmy that has no prepared statements yet is instrumented all the same.
+    """
+    driver_url("asyncmy")
+    monkeypatch.delattr(asyncmy.connection, "PreparedStatement", raising=False)
+    ways: dict[str, Way] = {"query": (lambda c: c.query("SELECT 1"), ["SELECT: SELECT ?"])}
+    agent()
+    go(ways, opened("asyncmy"), closed, recording)
+    assert expected(ways) == lines(recording)
+
+
 async def committed(connection: Any) -> None:
     await connection.begin()
     async with connection.cursor() as cursor:
@@ -211,7 +321,18 @@ async def committed(connection: Any) -> None:
     await connection.rollback()
 
 
+async def queried_transaction(connection: Any) -> None:
+    for sql in ("START TRANSACTION", "SELECT 1", "SAVEPOINT a", "COMMIT AND NO CHAIN"):
+        await connection.query(sql)
+    with pytest.raises(Exception, match="SAVEPOINT a does not exist"):
+        await connection.query("ROLLBACK TO a")
+
+
 TRANSACTIONS: dict[str, Way] = {
+    "query": (
+        queried_transaction,
+        ["START TRANSACTION", "SELECT: SELECT ?", "SAVEPOINT", "COMMIT", "ROLLBACK TO ERROR 1305"],
+    ),
     "committed": (
         committed,
         ["BEGIN", "SAVEPOINT", "ROLLBACK TO SAVEPOINT", "SELECT: SELECT ?", "COMMIT", "ROLLBACK"],

@@ -5,6 +5,7 @@ The calls of aiomysql and asyncmy.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from ._bracket import CONNECT, STATEMENT, TRANSACTION
@@ -24,7 +25,7 @@ def aiomysql(module: Any) -> list[Wrap]:
     of_connection = functools.partial(Wrap, kind=STATEMENT, connection=lambda cursor: cursor._connection)
     return [
         Wrap(*connect_function(module), CONNECT, connection_database),
-        *_transactions(connection),
+        *_statements(connection),
         *(of_connection(cursor, name, read=read) for name, read in _CALLS.items()),
     ]
 
@@ -36,7 +37,8 @@ def asyncmy(module: Any) -> list[Wrap]:
     connection = module.connection.Connection
     return [
         Wrap(*connect_function(module), CONNECT, connection_database),
-        *_transactions(connection),
+        *_statements(connection),
+        *_prepared_statements(module),
         Wrap(connection, "cursor", replace=functools.partial(_cursor, module.cursors.Cursor)),
     ]
 
@@ -67,8 +69,58 @@ def _cursor(base: type[Any], make: Function, bracketed: Bracketed) -> Function:
     return cursor
 
 
-def _transactions(connection: type[Any]) -> list[Wrap]:
-    return [Wrap(connection, name, TRANSACTION, _transaction(name)) for name in ("begin", "commit", "rollback")]
+def _prepared_statements(module: Any) -> list[Wrap]:
+    """
+    List the functions of prepared statements, which came with 0.2.13.
+
+    They do not know their own text, so that `prepare()` has to note it.
+    """
+    statement = getattr(module.connection, "PreparedStatement", None)
+    if statement is None:
+        return []
+    texts: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def execute(prepared: Any, args: Any = ()) -> Call:
+        return Call(prepared._connection, texts.get(prepared), has_values(args), values=args)
+
+    def execute_bulk(prepared: Any, rows: Any) -> Call:
+        return Call(prepared._connection, texts.get(prepared), True, count(rows))
+
+    of_connection = functools.partial(Wrap, kind=STATEMENT, connection=lambda prepared: prepared._connection)
+    return [
+        Wrap(module.connection.Connection, "prepare", replace=functools.partial(_prepare, texts)),
+        of_connection(statement, "execute", read=execute),
+        of_connection(statement, "execute_bulk", read=execute_bulk),
+    ]
+
+
+def _prepare(texts: Any, prepare: Function, bracketed: Bracketed) -> Function:
+    """
+    Note the text of what is prepared; a text that the server refuses makes a span here.
+    """
+    call = bracketed(Wrap(None, "prepare", STATEMENT, _preparation), prepare)
+
+    @functools.wraps(prepare)
+    async def noted(*args: Any, **kwargs: Any) -> Any:
+        prepared = await call(*args, **kwargs)
+        texts[prepared] = _preparation(*args, **kwargs).query
+        return prepared
+
+    return noted
+
+
+def _preparation(connection: Any, query: Any) -> Call:
+    return Call(connection, query, is_preparation=True)
+
+
+def _statements(connection: type[Any]) -> list[Wrap]:
+    transactions = (Wrap(connection, name, TRANSACTION, _transaction(name)) for name in ("begin", "commit", "rollback"))
+    # The cursors call it, too; then it passes.
+    return [*transactions, Wrap(connection, "query", STATEMENT, _sent)]
+
+
+def _sent(connection: Any, sql: Any, unbuffered: bool = False) -> Call:  # noqa: ARG001 - the driver's
+    return Call(connection, sql)
 
 
 def _transaction(name: str) -> Function:
