@@ -12,6 +12,7 @@ from integration.databases import driver_url
 from integration.direct import Way, databases, expected, go, lines
 from tests.conftest import run
 from tests.recording import Recording
+from tests.templates import template
 
 pytestmark = pytest.mark.usefixtures("postgresql")
 
@@ -99,6 +100,12 @@ async def copied_out(connection: Any) -> list[Any]:
         return [row async for row in copy.rows()]
 
 
+async def template_copied_out(connection: Any) -> list[Any]:
+    statement = template("COPY (SELECT ", ("name", "i"), " FROM tea WHERE id = ", (1, ""), ") TO STDOUT")
+    async with connection.cursor().copy(statement) as copy:
+        return [row async for row in copy.rows()]
+
+
 async def broken_copy(connection: Any) -> None:
     async with connection.transaction(), connection.cursor().copy("COPY tea FROM STDIN") as copy:
         await copy.write_row((8, "lime"))
@@ -175,6 +182,22 @@ WAYS: dict[str, Way] = {
     "execute composed": (
         of(cursor, "execute", sql.SQL("SELECT {} FROM tea").format(sql.Literal("green"))),
         ["SELECT tea: SELECT ? FROM tea"],
+    ),
+    "execute a template": (
+        of(
+            cursor,
+            "execute",
+            template("SELECT ", ("x", "l"), ", ", ("name", "i"), " FROM tea ", (template("WHERE id = ", (1, "")), "q")),
+        ),
+        ['SELECT tea: SELECT ?, "name" FROM tea WHERE id = ?'],
+    ),
+    "failed template": (
+        failing(of(cursor, "execute", template("SELECT ", ("x", "q")))),
+        ["SELECT ERROR psycopg.ProgrammingError: SELECT ?"],
+    ),
+    "copy a template": (
+        template_copied_out,
+        ['COPY SELECT tea: COPY (SELECT "name" FROM tea WHERE id = ?) TO STDOUT'],
     ),
     "execute nothing": (of(cursor, "execute", "", fetch=False), []),
     "executemany": (

@@ -160,14 +160,35 @@ def _psycopg_command(connection: Any, command: Any, *_args: Any, **_: Any) -> Ca
 
 def _psycopg_sql(query: Any, context: Any) -> Any:
     """
-    Write down a composed query, which may have values in it, and a template string with a mark for each of them.
+    Write down a composed query, which may have values in it, or a template string, with a mark for each of its values.
     """
-    if hasattr(query, "as_string"):
-        try:
+    try:
+        if hasattr(query, "as_string"):
             return query.as_string(context)
-        except Exception:  # noqa: BLE001 - a value that psycopg cannot write down: it says so itself
-            return None
-    return "?".join(query.strings) if hasattr(query, "interpolations") else query
+        return _template(query, context) if hasattr(query, "interpolations") else query
+    except Exception:  # noqa: BLE001 - a value that psycopg cannot write down: it says so itself
+        return None
+
+
+def _template(template: Any, context: Any) -> str:
+    parts = [template.strings[0]]
+    for item, string in zip(template.interpolations, template.strings[1:], strict=True):
+        parts += (_interpolated(item.value, item.format_spec, context), string)
+    return "".join(parts)
+
+
+def _interpolated(value: Any, format_spec: str, context: Any) -> str:
+    """
+    Write down a name or a part of the query, which psycopg wants marked as such; all else is a value.
+    """
+    if format_spec == "i" and isinstance(value, str):
+        return '"{}"'.format(value.replace('"', '""'))
+    if format_spec in ("i", "q"):
+        if hasattr(value, "as_string"):
+            return str(value.as_string(context))
+        if hasattr(value, "interpolations"):
+            return _template(value, context)
+    return "?"
 
 
 def _database(namespace: Any, host: Any, port: Any, user: Any) -> Database:
