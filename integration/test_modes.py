@@ -273,3 +273,70 @@ def test_failing_commit(driver: str, mode: str, recording: Recording, agent: Cal
     agent(mode=mode, spans="statement")
     run(commit(url))
     assert [["COMMIT ERROR db.response.status_code='23503'"]] == recording.tree("db.response.status_code")
+
+
+def skipping_engine(url: URL) -> AsyncEngine:
+    return create_async_engine(url, poolclass=AsyncAdaptedQueuePool, execution_options={"otel_skip": True})
+
+
+def skipping_copy(url: URL) -> AsyncEngine:
+    return create_async_engine(url, poolclass=AsyncAdaptedQueuePool).execution_options(otel_skip=True)
+
+
+def skipping_connection(url: URL) -> AsyncEngine:
+    return create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+
+
+@pytest.mark.parametrize("mode", ["auto", "engine", "driver", "both"])
+@pytest.mark.parametrize("make", [skipping_engine, skipping_copy, skipping_connection])
+@pytest.mark.parametrize("driver", list(DRIVERS))
+def test_skipped_transactions(
+    driver: str,
+    make: Callable[[URL], AsyncEngine],
+    mode: str,
+    recording: Recording,
+    agent: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """
+    `otel_skip` of an engine or a connection leaves its transaction control out, whatever has become of it; a connection
+    that is not asked to skip has all of it, on the same pool.
+    """
+
+    async def transactions(connection: Any) -> None:
+        async with connection.begin():
+            await connection.execute(text("SELECT 1"))
+            async with connection.begin_nested():
+                await connection.execute(text("SELECT 2"))
+            nested = await connection.begin_nested()
+            await connection.execute(text("SELECT 3"))
+            await nested.rollback()
+        async with connection.begin() as transaction:
+            await connection.execute(text("SELECT 4"))
+            await transaction.rollback()
+
+    async def main(url: URL) -> None:
+        engine, plain = make(url), create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+        async with engine.connect() as connection:
+            if make is skipping_connection:
+                recording.clear()
+                await connection.execution_options(otel_skip=True)
+            await transactions(connection)
+        assert [] == recording.started
+        trees = []
+        for each in (engine, plain):
+            async with each.connect() as connection:
+                await connection.execution_options(otel_skip=True)
+                await connection.execution_options(otel_skip=False)
+                recording.clear()
+                await transactions(connection)
+                trees.append(recording.tree())
+            await each.dispose()
+        assert trees[0] == trees[1]
+        names = ["SELECT", "SAVEPOINT", "RELEASE SAVEPOINT", "ROLLBACK TO SAVEPOINT"]
+        ends = ["COMMIT"] if driver == "aiosqlite" else ["COMMIT", "ROLLBACK"]  # SQLite began nothing
+        assert {*names, *ends} == {line for line, *_ in trees[0]} - {"BEGIN"}
+
+    url = database(driver, tmp_path)
+    agent(mode=mode, spans="statement,connect,transaction")
+    run(main(url))

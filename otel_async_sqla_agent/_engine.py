@@ -115,7 +115,8 @@ class EngineLayer:
             self._unwrap_connect = None
 
     def _silence_connects(self, sync_engine: Engine) -> None:
-        if silence_connects(sync_engine, sync_engine.dialect.__dict__[_STATE]):
+        state: EngineState = sync_engine.dialect.__dict__[_STATE]
+        if silence_connects(sync_engine, state, state.skipping):
             self._silenced.add(sync_engine)
 
 

@@ -5,6 +5,7 @@ Bracket the calls of one engine: the methods of its dialect, and its connects.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
 from ._config import Capture, Mode, SpanType
 from ._errors import error_facts
-from ._execution import is_parameterised, is_skipped, known_rows, sends_nothing
+from ._execution import is_parameterised, is_skipped, known_rows, note_option, sends_nothing
 from ._pool import take_checkout
 from ._server import connection_database, engine_database
 
@@ -71,6 +72,10 @@ class EngineState:
     ) -> None:
         self.tracer = tracer
         self.pools = pools
+        self.skipping: weakref.WeakSet[Any] = weakref.WeakSet()
+        """
+        The connections out of the pool that make no spans, not even of COMMIT, which knows nothing of options.
+        """
         self._connections = connections
         self._mode = mode
         self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
@@ -112,6 +117,7 @@ class EngineState:
             bracket = self._bracket_if_begun if name in ("do_commit", "do_rollback") else self._bracket
             if hasattr(dialect, name):  # SQLAlchemy 1.4 got some of them late
                 self._replace(dialect, name, functools.partial(bracket, begin))
+        self._replace(dialect, "set_connection_execution_options", self._following)
         if hasattr(dialect, "_deliver_insertmanyvalues_batches"):  # SQLAlchemy 2.0
             self._replace(dialect, "_deliver_insertmanyvalues_batches", self._bracket_batches)
 
@@ -182,6 +188,17 @@ class EngineState:
         def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
             begun = getattr(connection, "_transaction", connection) is not None
             return (bracketed if begun else original)(connection, *args, **kwargs)
+
+        return call
+
+    def _following(self, original: _Call) -> _Call:
+        """
+        Return what SQLAlchemy calls when a connection gets options, such that we hear of it.
+        """
+
+        def call(connection: Any, options: Any) -> None:
+            original(connection, options)
+            self._guard.run(note_option, connection, options, self.skipping)
 
         return call
 
@@ -262,17 +279,22 @@ class EngineState:
 
     def _begin_transaction(self, name: str, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
         if name not in ("COMMIT", "ROLLBACK") or not sends_nothing(connection):
-            self._core.start_transaction(bracket, self.target, name)
+            self._start_transaction(bracket, connection, name)
 
     def _begin_two_phases(self, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
         # asyncpg's adapter sends BEGIN with the first statement.
         if not hasattr(getattr(connection.connection, "dbapi_connection", None), "_transaction"):
-            self._core.start_transaction(bracket, self.target, "BEGIN")
+            self._start_transaction(bracket, connection, "BEGIN")
 
     def _end_two_phases(
-        self, name: str, bracket: Bracket, _connection: Any, _xid: Any, is_prepared: bool = True, **_kwargs: Any
+        self, name: str, bracket: Bracket, connection: Any, _xid: Any, is_prepared: bool = True, **_kwargs: Any
     ) -> None:
-        self._core.start_transaction(bracket, self.target, f"{name} PREPARED" if is_prepared else name)
+        self._start_transaction(bracket, connection, f"{name} PREPARED" if is_prepared else name)
+
+    def _start_transaction(self, bracket: Bracket, connection: Any, name: str) -> None:
+        # Some calls get SQLAlchemy's `Connection`, the others what that has got from the pool.
+        if getattr(connection, "_dbapi_connection", connection) not in self.skipping:
+            self._core.start_transaction(bracket, self.target, name)
 
     def _begin_connect(self, bracket: Bracket) -> None:
         if self._mode is Mode.DRIVER:

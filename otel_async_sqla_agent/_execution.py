@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ._bracket import Bracket
 
 if TYPE_CHECKING:
+    from collections.abc import MutableSet
+
     from sqlalchemy.engine import Engine
 
 # `execution_options(otel_skip=True)`, on a statement, a connection or an engine.
@@ -33,13 +35,14 @@ def is_skipped(context: Any) -> bool:
     return bool(options and options.get(SKIP_OPTION))
 
 
-def silence_connects(sync_engine: Engine, owner: object) -> bool:
+def silence_connects(sync_engine: Engine, owner: object, skipping: MutableSet[Any]) -> bool:
     """
     Put a silent bracket around the connects of an engine that has the option itself: they don't know of it.
 
     Args:
         sync_engine: The engine, or a copy of it.
         owner: Whose calls make no span then.
+        skipping: Gets the connections that are checked out.
 
     Returns:
         Whether it has been done, and is to be undone by `unsilence_connects`.
@@ -51,12 +54,22 @@ def silence_connects(sync_engine: Engine, owner: object) -> bool:
     def raw_connection(*args: Any, **kwargs: Any) -> Any:
         bracket = Bracket(owner)
         try:
-            return original(*args, **kwargs)
+            connection = original(*args, **kwargs)
         finally:
             bracket.close()
+        skipping.add(connection)
+        return connection
 
     sync_engine.raw_connection = raw_connection  # type: ignore[method-assign]
     return True
+
+
+def note_option(connection: Any, options: Any, skipping: MutableSet[Any]) -> None:
+    """
+    Note whether the checked-out connection of a `Connection` is to make no spans, where that has just been said.
+    """
+    if SKIP_OPTION in options:
+        (skipping.add if options[SKIP_OPTION] else skipping.discard)(connection._dbapi_connection)
 
 
 def unsilence_connects(sync_engine: Engine) -> None:
