@@ -42,9 +42,12 @@ def classes(driver: str) -> dict[Any, dict[str, Any]]:
 
 def shape(function: Any) -> tuple[Any, ...]:
     """
-    Return what is seen of a function from outside.
+    Return what is seen of a function from outside. A driver's private one may return its coroutine without being a
+    coroutine function itself.
     """
-    kinds = (inspect.iscoroutinefunction, inspect.isasyncgenfunction, inspect.isgeneratorfunction, inspect.ismethod)
+    kinds = [inspect.isasyncgenfunction, inspect.isgeneratorfunction, inspect.ismethod]
+    if not function.__name__.startswith("_") or function.__name__.startswith("__"):
+        kinds.append(inspect.iscoroutinefunction)
     return (
         inspect.signature(function),
         function.__doc__,

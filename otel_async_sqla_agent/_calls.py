@@ -9,11 +9,12 @@ import inspect
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._bracket import CONNECT, Bracket, open_bracket
+from ._bracket import CONNECT, Bracket, latest_bracket, open_bracket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
+    from ._guard import Guard
     from ._wraps import Wrap
 
     Function = Callable[..., Any]
@@ -26,10 +27,10 @@ class Caller(Protocol):
     What decides about a driver's calls.
     """
 
-    def passes(self, wrap: Wrap, outer: Bracket | None) -> bool:
-        """
-        Tell whether a call makes no span and opens no bracket.
-        """
+    guard: Guard
+    """
+    Of its layer. While that is off, calls make no spans.
+    """
 
     def leaves(self, wrap: Wrap, args: Any) -> bool:
         """
@@ -38,7 +39,7 @@ class Caller(Protocol):
 
     def begin(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, args: Any, kwargs: Any) -> None:
         """
-        Start the span of a call; never raises an `Exception`.
+        Start the span of a call.
         """
 
     def connected(self, bracket: Bracket, outer: Bracket | None, connection: Any) -> None:
@@ -66,7 +67,7 @@ class _Open:
     def __enter__(self) -> Bracket:
         self._bracket = bracket = Bracket(self._caller)
         try:
-            self._caller.begin(bracket, *self._arguments)
+            self._caller.guard.run(self._caller.begin, bracket, *self._arguments)
         except BaseException as error:
             self._caller.end(bracket, error)
             raise
@@ -96,7 +97,7 @@ def bracketed(caller: Caller, wrap: Wrap, function: Function, beneath: Function)
         call: Function = lambda *args, **kwargs: passing(open_bracket(), args)(*args, **kwargs)  # noqa: E731
     elif wrap.kind == CONNECT:
         call = _connect(caller, wrap, function, passing)
-    elif inspect.iscoroutinefunction(function):
+    elif inspect.iscoroutinefunction(function) and not _is_private(wrap.name):
         call = _coroutine(caller, wrap, function, passing)
     elif inspect.isasyncgenfunction(function):
         call = _async_generator(caller, wrap, function, passing)
@@ -109,10 +110,21 @@ def bracketed(caller: Caller, wrap: Wrap, function: Function, beneath: Function)
     return functools.wraps(function)(call)
 
 
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def _passes(caller: Caller, wrap: Wrap, outer: Bracket | None) -> bool:
+    """
+    Tell whether a call makes no span and opens no bracket.
+    """
+    return not caller.guard.active or (outer is not None and not outer.nests & wrap.kind)
+
+
 def _connect(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
     async def call(*args: Any, **kwargs: Any) -> Any:
         outer = open_bracket()
-        if caller.passes(wrap, outer):
+        if _passes(caller, wrap, outer):
             return await passing(outer, args)(*args, **kwargs)
         with _Open(caller, outer, wrap, args, kwargs) as bracket:
             result = await function(*args, **kwargs)
@@ -124,25 +136,38 @@ def _connect(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -
 
 
 def _coroutine(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
+    # As `_passes` and `_Open` do it, without their calls: most statements come this way.
+    guard, begin, end, kind = caller.guard, caller.begin, caller.end, wrap.kind
+
     async def call(*args: Any, **kwargs: Any) -> Any:
-        outer = open_bracket()
-        if caller.passes(wrap, outer):
+        outer = latest_bracket()
+        if outer is not None and not outer.active:
+            outer = None
+        if not guard.active or (outer is not None and not outer.nests & kind):
             return await passing(outer, args)(*args, **kwargs)
-        # As `_Open` does it, without its calls: most statements come this way.
         bracket = Bracket(caller)
         try:
-            caller.begin(bracket, outer, wrap, args, kwargs)
+            try:
+                begin(bracket, outer, wrap, args, kwargs)
+            except Exception as error:  # noqa: BLE001
+                guard.failed(error)
             result = await function(*args, **kwargs)
         except BaseException as error:
-            caller.end(bracket, error)
+            end(bracket, error)
             raise
-        caller.end(bracket, None)
+        end(bracket, None)
         return result
 
     return call
 
 
 def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
+    """
+    Bracket what returns something to await, and a private coroutine function: nobody asks for its kind, and where it
+    passes, as it mostly does, it costs no coroutine more.
+    """
+    is_coroutine_function = inspect.iscoroutinefunction(function)
+
     @functools.wraps(function)
     async def bracket(outer: Bracket | None, args: Any, kwargs: Any) -> Any:
         with _Open(caller, outer, wrap, args, kwargs):
@@ -150,11 +175,12 @@ def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         outer = open_bracket()
-        if caller.passes(wrap, outer):
+        if _passes(caller, wrap, outer):
             return passing(outer, args)(*args, **kwargs)
-        # What the driver raises before it returns something to await is raised here, too. Not this coroutine is
-        # awaited, but one of the bracket's own: Python complains of any that has never been.
-        function(*args, **kwargs).close()
+        if not is_coroutine_function:
+            # What the driver raises before it returns something to await is raised here, too. Not this coroutine is
+            # awaited, but one of the bracket's own: Python complains of any that has never been.
+            function(*args, **kwargs).close()
         return bracket(outer, args, kwargs)
 
     return call
@@ -163,7 +189,7 @@ def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
 def _async_generator(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         outer = open_bracket()
-        passes = caller.passes(wrap, outer)
+        passes = _passes(caller, wrap, outer)
         async with aclosing((passing(outer, args) if passes else function)(*args, **kwargs)) as items:
             if not passes:
                 # Up to the first item, not longer: what runs between two items is the application's.
@@ -182,7 +208,7 @@ def _async_generator(caller: Caller, wrap: Wrap, function: Function, passing: Pa
 def _generator(caller: Caller, wrap: Wrap, function: Function, passing: Passing) -> Function:
     def call(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
         outer = open_bracket()
-        if caller.passes(wrap, outer):
+        if _passes(caller, wrap, outer):
             return (yield from passing(outer, args)(*args, **kwargs))
         with _Open(caller, outer, wrap, args, kwargs):
             return (yield from function(*args, **kwargs))
@@ -194,7 +220,7 @@ def _context_manager(caller: Caller, wrap: Wrap, function: Function, passing: Pa
     @asynccontextmanager
     async def call(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         outer = open_bracket()
-        if caller.passes(wrap, outer):
+        if _passes(caller, wrap, outer):
             async with passing(outer, args)(*args, **kwargs) as value:
                 yield value
             return

@@ -26,18 +26,23 @@ class Owner(Protocol):
 class Connections:
     """
     Owners by driver connection; nothing here keeps a connection alive.
+
+    By its identity: each statement asks, and a `WeakKeyDictionary` would make a reference each time.
     """
 
     def __init__(self) -> None:
-        self._owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
+        self.owners: dict[int, tuple[Owner, weakref.ref[Any]]] = {}
 
     def add(self, connection: Any, owner: Owner) -> None:
         """
         Tell whose connection it is.
         """
+        # An `async_creator` may take the connection out of asyncpg's own pool, which hands out proxies.
+        connection = getattr(connection, "_con", None) or connection
+        key, owners = id(connection), self.owners
         try:
-            # An `async_creator` may take the connection out of asyncpg's own pool, which hands out proxies.
-            self._owners[getattr(connection, "_con", None) or connection] = owner
+            # Forgotten before another object can have the same identity.
+            owners[key] = owner, weakref.ref(connection, lambda _: owners.pop(key, None))
         except TypeError:  # a driver's connection without weak references; none of those in the table is
             pass
 
@@ -45,4 +50,5 @@ class Connections:
         """
         Return whose connection it is; None while nobody has told.
         """
-        return self._owners.get(connection)
+        owned = self.owners.get(id(connection))
+        return None if owned is None else owned[0]

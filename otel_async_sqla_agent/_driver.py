@@ -8,17 +8,18 @@ proxy, so one of ours would keep contrib's alive.
 from __future__ import annotations
 
 import inspect
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ._bracket import CONNECT, TRANSACTION, Bracket
 from ._calls import bracketed
 from ._config import Mode, SpanType
+from ._control import CONTROLS, LONGEST_CONTROL
 from ._drivers import DRIVERS
 from ._first_connect import CLASS_METHODS, tell_unknown
 from ._semconv import Database
 from ._server import connection_database
-from ._wraps import Call, Driver, Wrap
+from ._wraps import Driver, Wrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,15 +35,10 @@ if TYPE_CHECKING:
     Function = Callable[..., Any]
 
 _CONTRIB = "opentelemetry.instrumentation."
-# One statement that is nothing but transaction control, as drivers and applications write it.
-_TRANSACTION = re.compile(
-    r"\s*(BEGIN|START\s+TRANSACTION|COMMIT(?:\s+PREPARED)?|END|ABORT|ROLLBACK(?:\s+PREPARED|\s+TO(?:\s+SAVEPOINT)?)?"
-    r"|SAVEPOINT|RELEASE(?:\s+SAVEPOINT)?|PREPARE\s+TRANSACTION)\b[^;]*;?\s*\Z",
-    re.IGNORECASE,
-)
 
 
-class DirectConnection(NamedTuple):
+@dataclass(frozen=True, slots=True)  # faster to read from than a tuple with names
+class DirectConnection:
     """
     A connection that the application has opened itself.
     """
@@ -63,6 +59,8 @@ class DriverLayer:
     def __init__(self, core: StatementCore, guard: Guard, connections: Connections) -> None:
         self.core = core
         self.guard = guard
+        # In mode `engine` the functions do no more than keep contrib's from engines.
+        guard.active = core.config.mode is not Mode.ENGINE
         self.connections = connections
         self._drivers: dict[str, InstrumentedDriver] = {}
 
@@ -110,9 +108,11 @@ class InstrumentedDriver:
     """
 
     def __init__(self, layer: DriverLayer, driver: Driver, module: ModuleType) -> None:
+        self.guard = layer.guard
+        self.end = layer.core.close
         self._core = layer.core
-        self._guard = layer.guard
         self._connections = layer.connections
+        self._owners = layer.connections.owners
         self._direct = layer.core.config.mode is not Mode.ENGINE
         self._driver = driver
         self._module = module
@@ -150,35 +150,60 @@ class InstrumentedDriver:
         while self._undo:
             self._undo.pop()()
 
-    def passes(self, wrap: Wrap, outer: Bracket | None) -> bool:
-        """
-        Tell whether a call makes no span and opens no bracket.
-        """
-        if outer is not None and not outer.nests & wrap.kind:
-            return True
-        return not (self._direct and self._guard.active)
-
     def begin(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, args: Any, kwargs: Any) -> None:
         """
-        Start the span of a call, if it gets one; never raises an `Exception`.
+        Start the span of a call, if it gets one. Of one piece: most statements come through here.
         """
+        read: Function = wrap.read  # type: ignore[assignment] # what has none is not bracketed
         try:
-            self._begin(bracket, outer, wrap, args, kwargs)
-        except Exception as error:  # noqa: BLE001
-            self._guard.failed(error)
+            call = read(*args, **kwargs)
+        except TypeError:  # wrong arguments: the driver says so itself
+            return
+        if call is None:
+            return
+        if wrap.kind == CONNECT:
+            self._begin_connect(bracket, outer, call)
+            return
+        connection, query, parameterised, batch_size, is_preparation, values = call
+        if connection is None:  # of a cursor that is closed
+            return
+        text = query if isinstance(query, str) else _text(query)
+        control = CONTROLS[text] if len(text) <= LONGEST_CONTROL else None
+        if control is None and wrap.kind == TRANSACTION:
+            return  # psycopg fetches from its server-side cursors there, too
+        owned = self._owners.get(id(connection))
+        # An engine's connection is marked when its connect has come to an end.
+        target = owned[0].target if owned is not None else (outer and outer.target) or self._learn_target(connection)
+        if control is not None:
+            if control:
+                self._core.start_transaction(bracket, target, control)
+            return
+        bracket.nests = TRANSACTION  # psycopg sends BEGIN inside of the first statement's call
+        more = None
+        if outer is not None:
+            # The engine knows more: values may have been written into the text, and a preparation has none yet.
+            parameterised = outer.parameterised is True and (parameterised or is_preparation)
+            more = outer.more
+            if not is_preparation:
+                outer.more = None
+        self._core.start_statement(
+            bracket,
+            target,
+            text,
+            parameterised,
+            batch_size,
+            values,
+            more,
+            measure=outer is None or outer.span is None,
+            only_if_it_fails=is_preparation,
+        )
 
     def connected(self, bracket: Bracket, outer: Bracket | None, connection: Any) -> None:
         """
         Learn where a connection leads to that the application has opened; the engine marks its own.
         """
         if outer is None:
-            self._guard.run(self._learn, bracket, connection)
-
-    def end(self, bracket: Bracket, error: BaseException | None) -> None:
-        """
-        End a call; never raises an `Exception`.
-        """
-        self._core.close(bracket, error, self._guard)
+            self.guard.run(self._learn, bracket, connection)
 
     def leaves(self, wrap: Wrap, args: Any) -> bool:
         """
@@ -215,57 +240,10 @@ class InstrumentedDriver:
         replacement = bracketed(self, wrap, function, beneath)
         return classmethod(replacement) if isinstance(bare, CLASS_METHODS) else replacement
 
-    def _begin(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, args: Any, kwargs: Any) -> None:
-        read: Function = wrap.read  # type: ignore[assignment] # what has none is not bracketed
-        try:
-            call = read(*args, **kwargs)
-        except TypeError:  # wrong arguments: the driver says so itself
-            return
-        if isinstance(call, Database):
-            self._begin_connect(bracket, outer, call)
-        elif call is not None and call.connection is not None:  # a cursor that is closed has none
-            text = _text(call.query)
-            if text.strip("; \n"):  # a ping sends nothing, or a semicolon
-                self._begin_statement(bracket, outer, wrap, call, text)
-
     def _begin_connect(self, bracket: Bracket, outer: Bracket | None, database: Database) -> None:
         if SpanType.CONNECT in self._core.config.spans:
             target = None if outer is None else outer.target
             self._core.start_call(bracket, target or self._core.target(self._tracer, database), "connect")
-
-    def _begin_statement(self, bracket: Bracket, outer: Bracket | None, wrap: Wrap, call: Call, text: str) -> None:
-        control = _TRANSACTION.match(text)
-        if control is None and wrap.kind == TRANSACTION:
-            return  # psycopg fetches from its server-side cursors there, too
-        target = self._target(call.connection, outer)
-        if control is not None:
-            self._core.start_transaction(bracket, target, " ".join(control[1].upper().split()))
-            return
-        bracket.nests = TRANSACTION  # psycopg sends BEGIN inside of the first statement's call
-        parameterised, more = call.parameterised, None
-        if outer is not None:
-            # The engine knows more: values may have been written into the text, and a preparation has none yet.
-            parameterised = outer.parameterised is True and (call.parameterised or call.is_preparation)
-            more = outer.more
-            if not call.is_preparation:
-                outer.more = None
-        self._core.start_statement(
-            bracket,
-            target,
-            text,
-            parameterised=parameterised,
-            batch_size=call.batch_size,
-            values=call.values,
-            more=more,
-            measure=outer is None or outer.span is None,
-            only_if_it_fails=call.is_preparation,
-        )
-
-    def _target(self, connection: Any, outer: Bracket | None) -> Target:
-        owner = self._connections.owner(connection)
-        # An engine's connection is marked when its connect has come to an end.
-        target = owner.target if owner is not None else outer and outer.target
-        return target or self._learn_target(connection)
 
     def _learn(self, bracket: Bracket, connection: Any) -> None:
         target = self._learn_target(connection)

@@ -70,8 +70,13 @@ def _asyncpg_database(
     )
 
 
-def _asyncpg_query(connection: Any, query: str, *args: Any, **_: Any) -> Call:
-    return Call(connection, query, bool(args), values=args)
+# Most statements come through these two, and a tuple without names is made in half the time.
+def _asyncpg_query(connection: Any, query: str, *args: Any, **_: Any) -> tuple[Any, ...]:
+    return connection, query, bool(args), 0, False, args
+
+
+def _asyncpg_prepared(prepared: Any, *args: Any, **_: Any) -> tuple[Any, ...]:
+    return prepared._connection, prepared._query, bool(args), 0, False, args
 
 
 def _asyncpg_executemany(connection: Any, command: str, args: Any, **_: Any) -> Call:
@@ -84,10 +89,6 @@ def _asyncpg_fetchmany(connection: Any, query: str, args: Any, **_: Any) -> Call
 
 def _asyncpg_preparation(connection: Any, query: str, *_args: Any, **_: Any) -> Call:
     return Call(connection, query, is_preparation=True)
-
-
-def _asyncpg_prepared(prepared: Any, *args: Any, **_: Any) -> Call:
-    return Call(prepared._connection, prepared._query, bool(args), values=args)
 
 
 def _asyncpg_prepared_many(prepared: Any, args: Any, **_: Any) -> Call:

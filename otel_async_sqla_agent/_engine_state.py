@@ -80,7 +80,7 @@ class EngineState:
         self._mode = mode
         self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
         self._core = core
-        self._guard = guard
+        self.guard = guard
         self._url = sync_engine.url
         self._found: Database | None = None
         self._wrapped: dict[str, tuple[_Call, _Call | None]] = {}
@@ -137,11 +137,11 @@ class EngineState:
         """
         Make a real connection: all of it is one span, which is not made current.
         """
-        self._guard.run(self._core.before_connect)
+        self.guard.run(self._core.before_connect)
         started = perf_counter()
         result = self._bracket(self._begin_connect, connect)()
         self.pools.guard.run(self.pools.created, perf_counter() - started)
-        self._guard.run(self._connected, dialect, record)
+        self.guard.run(self._connected, dialect, record)
         return result
 
     def _connected(self, dialect: Dialect, record: Any) -> None:
@@ -163,16 +163,16 @@ class EngineState:
             outer = open_bracket()
             if outer is not None and outer.encloses(self, args):
                 return self._pass_through(outer, original, args, kwargs)
-            if not self._guard.active:
+            if not self.guard.active:
                 return original(*args, **kwargs)
             bracket = Bracket(self)
             try:
-                self._guard.run(begin, bracket, *args, **kwargs)
+                self.guard.run(begin, bracket, *args, **kwargs)
                 result = original(*args, **kwargs)
             except BaseException as error:
-                self._close(bracket, error)
+                self._core.close(bracket, error)
                 raise
-            self._close(bracket, None)
+            self._core.close(bracket, None)
             return result
 
         return call
@@ -198,7 +198,7 @@ class EngineState:
 
         def call(connection: Any, options: Any) -> None:
             original(connection, options)
-            self._guard.run(note_option, connection, options, self.skipping)
+            self.guard.run(note_option, connection, options, self.skipping)
 
         return call
 
@@ -209,17 +209,17 @@ class EngineState:
 
         def call(*args: Any, **kwargs: Any) -> Iterator[Any]:
             outer = open_bracket()
-            if not self._guard.active or (outer is not None and outer.encloses(self, args)):
+            if not self.guard.active or (outer is not None and outer.encloses(self, args)):
                 yield from original(*args, **kwargs)
                 return
             bracket = Bracket(self)
             try:
-                self._guard.run(self._begin_batches, bracket, *args, **kwargs)
+                self.guard.run(self._begin_batches, bracket, *args, **kwargs)
                 yield from original(*args, **kwargs)
             except BaseException as error:
-                self._close(bracket, error)
+                self._core.close(bracket, error)
                 raise
-            self._close(bracket, None)
+            self._core.close(bracket, None)
 
         return call
 
@@ -228,11 +228,8 @@ class EngineState:
             return original(*args, **kwargs)
         except BaseException as error:
             # A batch of insertmanyvalues fails outside of the generator that is its bracket.
-            self._guard.run(_note_error, outer, error)
+            self.guard.run(_note_error, outer, error)
             raise
-
-    def _close(self, bracket: Bracket, error: BaseException | None) -> None:
-        self._core.close(bracket, error, self._guard)
 
     def _begin_execute(
         self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None
@@ -262,10 +259,10 @@ class EngineState:
             bracket,
             self.target,
             statement,
-            parameterised=bracket.parameterised,
-            batch_size=batch_size,
-            values=parameters,
-            more=more,
+            bracket.parameterised,
+            batch_size,
+            parameters,
+            more,
             skip=skip,
         )
         if self._mode is Mode.BOTH and bracket.span is not None:

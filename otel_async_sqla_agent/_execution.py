@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._bracket import Bracket
+from ._bracket import Bracket, Owner
 
 if TYPE_CHECKING:
     from collections.abc import MutableSet
@@ -35,7 +35,7 @@ def is_skipped(context: Any) -> bool:
     return bool(options and options.get(SKIP_OPTION))
 
 
-def silence_connects(sync_engine: Engine, owner: object, skipping: MutableSet[Any]) -> bool:
+def silence_connects(sync_engine: Engine, owner: Owner, skipping: MutableSet[Any]) -> bool:
     """
     Put a silent bracket around the connects of an engine that has the option itself: they don't know of it.
 

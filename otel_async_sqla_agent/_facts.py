@@ -5,9 +5,10 @@ Compute once per distinct SQL text what every execution of it says.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from sys import getsizeof
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ._config import Config, QueryText
 from ._semconv import Attributes, statement_attributes
@@ -32,7 +33,8 @@ CUT_MARK: Final = "…"
 Statement = tuple[str, bool, bool, str]
 
 
-class StatementFacts(NamedTuple):
+@dataclass(frozen=True, slots=True)  # faster to read from than a tuple with names
+class StatementFacts:
     """
     What a text says.
     """
@@ -57,20 +59,20 @@ class FactsReader:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._new: dict[Statement, StatementFacts] = {}
+        self.recent: dict[Statement, StatementFacts] = {}
+        """
+        The newer half; always the same dictionary, so that it can be asked without a call.
+        """
         self._old: dict[Statement, StatementFacts] = {}
-        self._new_bytes = 0
+        self._recent_bytes = 0
         self._metric_summaries: set[str] = set()
 
-    def known(self, statement: Statement) -> StatementFacts | None:
+    def older(self, statement: Statement) -> StatementFacts | None:
         """
-        Look a text up, without reading it.
+        Look a text up that is not among the recent ones, and make it one of them.
         """
-        # A longer one is not there, and it would take time to find that out: all of a text is hashed.
-        if len(statement[0]) > READ_LIMIT:
-            return None
-        facts = self._new.get(statement)
-        if facts is None and (facts := self._old.get(statement)) is not None:
+        facts = self._old.get(statement)
+        if facts is not None:
             self._remember(statement, facts)
         return facts
 
@@ -107,10 +109,11 @@ class FactsReader:
 
     def _remember(self, statement: Statement, facts: StatementFacts) -> None:
         size = getsizeof(statement[0]) + sum(map(getsizeof, facts.attributes.values()))
-        if len(self._new) >= CACHED_TEXTS // 2 or self._new_bytes + size > CACHED_BYTES // 2:
-            self._old, self._new, self._new_bytes = self._new, {}, 0
-        self._new[statement] = facts
-        self._new_bytes += size
+        if len(self.recent) >= CACHED_TEXTS // 2 or self._recent_bytes + size > CACHED_BYTES // 2:
+            self._old, self._recent_bytes = dict(self.recent), 0
+            self.recent.clear()
+        self.recent[statement] = facts
+        self._recent_bytes += size
 
     def _metric_summary(self, summary: str) -> str:
         """

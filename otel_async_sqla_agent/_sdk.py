@@ -38,6 +38,26 @@ class SdkOptIn:
                 self._done = True
 
 
+def known_sampler(tracer: trace.Tracer) -> object | None:
+    """
+    Return the sampler of the SDK's tracer, if it keeps the attributes that a span is started with.
+    """
+    sampler = getattr(tracer, "sampler", None)
+    return sampler if sampler is not None and _keeps_attributes(sampler) else None
+
+
+def _keeps_attributes(sampler: object) -> bool:
+    """
+    Tell whether a sampler, and each that it asks, is one of the SDK's that do.
+    """
+    names = {base.__name__ for base in type(sampler).__mro__}
+    return (
+        type(sampler).__module__ == "opentelemetry.sdk.trace.sampling"
+        and not names.isdisjoint(("StaticSampler", "TraceIdRatioBased", "ParentBased"))
+        and all(_keeps_attributes(each) for each in vars(sampler).values() if hasattr(each, "should_sample"))
+    )
+
+
 def _provider_is_set() -> bool:
     return not (
         isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)

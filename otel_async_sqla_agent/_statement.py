@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -18,13 +19,12 @@ from ._bracket import UnstartedSpan
 from ._config import Capture, Config, Sdk, SpanType
 from ._errors import ErrorFacts, error_attributes, error_facts, record_error
 from ._facts import FactsReader, Statement, StatementFacts, parameter_attributes
-from ._sdk import SdkOptIn
+from ._sdk import SdkOptIn, known_sampler
 from ._semconv import Attributes, Database, database_attributes, metric_attributes, statement_attributes
 from ._sql import READ_LIMIT
 
 if TYPE_CHECKING:
     from ._bracket import Bracket
-    from ._guard import Guard
     from ._metrics import Instruments, Metrics
 
 _logger = logging.getLogger("otel_async_sqla_agent")
@@ -38,7 +38,8 @@ DB_RESPONSE_RETURNED_ROWS = "db.response.returned_rows"  # not stable yet
 _UNREAD = StatementFacts("", {}, False, "")
 
 
-class Target(NamedTuple):
+@dataclass(frozen=True, slots=True)  # faster to read from than a tuple with names
+class Target:
     """
     Where spans of one engine or connection go, and what all of them say.
     """
@@ -54,6 +55,11 @@ class Target(NamedTuple):
     name: str
     """
     The name of a span of a statement that has no summary.
+    """
+
+    sampler: object | None
+    """
+    The tracer's, if it is known to keep the attributes that a span is started with: it takes time to look.
     """
 
 
@@ -76,6 +82,7 @@ class StatementCore:
         self._statements = SpanType.STATEMENT in config.spans
         self._captures_parameters = Capture.PARAMETERS in config.capture
         self._facts = FactsReader(config)
+        self._recent_facts = self._facts.recent
         self._needs_facts = config.exclude is not None or config.min_duration_ms > 0
         self._provider_checked = not global_provider
         self._wants_all = self._provider_checked and not config.require_parent
@@ -91,6 +98,7 @@ class StatementCore:
             database_attributes(self.config.attribute_names, database),
             metric_attributes(database),
             database.span_name,
+            known_sampler(tracer),
         )
 
     def start_statement(
@@ -98,11 +106,11 @@ class StatementCore:
         bracket: Bracket,
         target: Target,
         sql: object,
-        *,
         parameterised: bool,
         batch_size: int,
-        values: object = None,
-        more: Attributes | None = None,
+        values: object,
+        more: Attributes | None,
+        *,
         skip: bool = False,
         measure: bool = True,
         only_if_it_fails: bool = False,
@@ -124,10 +132,14 @@ class StatementCore:
         """
         parent = context.get_current()
         instruments = self._metrics.instruments() if measure else None
-        if not (instruments or self._statements) or is_suppressed(parent):
+        if not (instruments or self._statements) or parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK):
             return
-        statement = (sql if isinstance(sql, str) else "", parameterised, batch_size > 1, target.system)
-        facts = self._facts.known(statement) or self._read(statement, parent, instruments)
+        text = sql if isinstance(sql, str) else ""
+        statement = (text, parameterised, batch_size > 1, target.system)
+        facts = None
+        if len(text) <= READ_LIMIT:  # a longer one is not remembered, and it would take time to hash all of it
+            facts = self._recent_facts.get(statement) or self._facts.older(statement)
+        facts = facts or self._read(statement, parent, instruments)
         if instruments:
             bracket.measured = (perf_counter(), instruments, target.metric_attributes, facts.metric_summary)
         if skip or facts.excluded or not self._statements or not (self._wants_all or self._wanted(parent)):
@@ -145,8 +157,11 @@ class StatementCore:
                 perf_counter(), least, target.tracer, facts.name or target.name, attributes, parent, time_ns()
             )
             return
-        span = _start_span(target.tracer, facts.name or target.name, attributes, parent)
-        bracket.attach(span, parent)
+        span = target.tracer.start_span(facts.name or target.name, parent, SpanKind.CLIENT, attributes)
+        if target.sampler is None or target.sampler is not target.tracer.sampler:  # type: ignore[attr-defined]
+            _set_dropped(span, attributes)
+        bracket.span = span
+        bracket.attached = context.attach(trace.set_span_in_context(span, parent))
         if facts is _UNREAD and span.is_recording():  # a sampler that does not ask the parent
             facts = self._facts.read(statement)
             span.update_name(facts.name or target.name)
@@ -173,10 +188,9 @@ class StatementCore:
             self.config.attribute_names, operation=operation, summary=name
         )
         span = _start_span(target.tracer, name, attributes, parent, start_time)
+        bracket.span = span
         if current:
-            bracket.attach(span, parent)
-        else:
-            bracket.span = span
+            bracket.attached = context.attach(trace.set_span_in_context(span, parent))
 
     def start_transaction(self, bracket: Bracket, target: Target, name: str) -> None:
         """
@@ -199,14 +213,15 @@ class StatementCore:
             return None
         return target.tracer.start_span(name, parent, SpanKind.INTERNAL, attributes, start_time=start_time)
 
-    def close(self, bracket: Bracket, error: BaseException | None, guard: Guard) -> None:
+    def close(self, bracket: Bracket, error: BaseException | None) -> None:
         """
-        Close a bracket, end its span and record its duration.
+        Close a bracket, end its span and record its duration; never raises an `Exception`.
+
+        A span that is open ends also where the owner's layer has been switched off since.
 
         Args:
             bracket: The bracket, of any kind.
             error: What the call raised, if it did.
-            guard: Where failures of this go. A span that is open ends also where the layer has been switched off since.
         """
         facts = rows = None
         try:
@@ -217,16 +232,19 @@ class StatementCore:
             if bracket.measured is not None or rows is not None:
                 self._record(bracket, facts, rows)
         except Exception as failure:  # noqa: BLE001
-            guard.failed(failure)
+            bracket.owner.guard.failed(failure)
         finally:
             bracket.close()
         try:
             if bracket.span is None:
                 self._start_late(bracket, facts)
             if bracket.span is not None:
-                end_span(bracket.span, facts)
+                if facts is None:
+                    bracket.span.end()
+                else:
+                    end_span(bracket.span, facts)
         except Exception as failure:  # noqa: BLE001
-            guard.failed(failure)
+            bracket.owner.guard.failed(failure)
 
     def _start_late(self, bracket: Bracket, error: ErrorFacts | None) -> None:
         """
@@ -308,8 +326,16 @@ def _start_span(
     tracer: Tracer, name: str, attributes: Attributes, parent: Context, start_time: int | None = None
 ) -> Span:
     span = tracer.start_span(name, parent, SpanKind.CLIENT, attributes, start_time=start_time)
-    # A sampler decides which attributes a span begins with, and the SDK's composite samplers drop all of them. One key
-    # tells: it stands in every span of ours.
+    _set_dropped(span, attributes)
+    return span
+
+
+def _set_dropped(span: Span, attributes: Attributes) -> None:
+    """
+    Set attributes that the sampler has dropped.
+
+    It decides which ones a span begins with, and the SDK's composite samplers drop all of them. One key tells: it
+    stands in every span of ours.
+    """
     if span.is_recording() and next(iter(attributes)) not in getattr(span, "attributes", attributes):
         span.set_attributes(attributes)
-    return span

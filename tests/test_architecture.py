@@ -27,7 +27,7 @@ LAYERS = [
     {"_connections", "_execution", "_statement"},
     {"_bracket", "_facts", "_metrics", "_pools"},
     {"_server"},
-    {"_errors", "_semconv", "_sql"},
+    {"_control", "_errors", "_semconv", "_sql"},
     {"_config", "_first_connect", "_folder", "_guard", "_importhook", "_sdk"},
     {"environment_variables"},
 ]

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from otel_async_sqla_agent import _facts
 from otel_async_sqla_agent._config import AttributeNames, Config, QueryText
-from otel_async_sqla_agent._facts import LONG_TEXT_READ, FactsReader
+from otel_async_sqla_agent._facts import LONG_TEXT_READ, FactsReader, Statement, StatementFacts
 from otel_async_sqla_agent._sql import READ_LIMIT, read_sql
 from tests.conftest import run
 from tests.recording import Recording, points
@@ -50,14 +50,18 @@ def test_text_is_read_once(read: list[Any]) -> None:
         ("SELECT 1", False, True, "sqlite"),
         ("SELECT 1", False, False, "mysql"),
     ]
-    assert [None] * 4 == [reader.known(call) for call in calls]
+    assert [None] * 4 == [_known(reader, call) for call in calls]
     facts = [reader.read(call) for call in calls]
-    assert facts == [reader.known(call) for call in calls]
+    assert facts == [_known(reader, call) for call in calls]
     assert 4 == len(read)
 
 
+def _known(reader: FactsReader, call: Statement) -> StatementFacts | None:
+    return reader.recent.get(call) or reader.older(call)
+
+
 def _remembered(reader: FactsReader) -> dict[Any, Any]:
-    return {**reader._old, **reader._new}
+    return {**reader._old, **reader.recent}
 
 
 def test_cache_is_bounded_in_entries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +74,10 @@ def test_cache_is_bounded_in_entries(monkeypatch: pytest.MonkeyPatch) -> None:
     reader.read(often)
     for number in range(40):
         reader.read(statement(f"SELECT {number}"))
-        assert reader.known(often)
+        assert _known(reader, often)
         assert len(_remembered(reader)) <= 8
-    assert reader.known(statement("SELECT 37"))
-    assert reader.known(statement("SELECT 0")) is None
+    assert _known(reader, statement("SELECT 37"))
+    assert _known(reader, statement("SELECT 0")) is None
 
 
 def test_cache_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +109,7 @@ def test_long_text(length: int, limit: int, read: list[Any]) -> None:
     reader = FactsReader(Config(query_max_length=length, attribute_names=AttributeNames.STABLE))
     long = statement("SELECT a FROM t WHERE x IN (" + "'canary', " * READ_LIMIT)
     facts = reader.read(long)
-    assert reader.known(long) is None
+    assert _known(reader, long) is None
     assert {} == _remembered(reader)
     assert [(long[0], limit)] == read
     assert "SELECT t" == facts.name

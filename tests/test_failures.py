@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -7,9 +8,17 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import Sampler
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    StaticSampler,
+)
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, use_span
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -208,33 +217,68 @@ def test_log_filter_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         logger.removeFilter(fail)
 
 
-def test_sampler_that_drops_attributes(recording: Recording) -> None:
+class Dropping(BrokenSampler):
     """
-    Attributes that a sampler dropped are set again (the SDK's composite samplers drop all).
+    Drops the attributes of each span, as the SDK's composite samplers do.
     """
-    from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
 
-    class Dropping(BrokenSampler):
-        def should_sample(self, *args: Any, **kwargs: Any) -> Any:
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, {"sampler": "mine"})
+    def should_sample(self, *args: Any, **kwargs: Any) -> Any:
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, {"sampler": "mine"})
 
-    dropping = Recording(Dropping())
+
+SELECT = {"db.system": "sqlite", "db.operation": "SELECT", "db.statement": "SELECT ?"}
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(Dropping(), id="all"),
+        pytest.param(ParentBased(Dropping()), id="of-roots"),
+        pytest.param(ParentBased(ALWAYS_OFF, local_parent_sampled=Dropping()), id="of-children"),
+        pytest.param(type("Mine", (StaticSampler,), {"should_sample": Dropping.should_sample})(True), id="subclass"),
+    ],
+)
+def test_sampler_that_drops_attributes(sampler: Sampler) -> None:
+    """
+    Attributes that a sampler dropped are set again, also where only some of its spans lose them.
+    """
+    dropping = Recording(sampler)
     otel_async_sqla_agent.instrument(tracer_provider=dropping.provider, spans="statement")
+    sampled = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    with use_span(NonRecordingSpan(sampled)):
+        run(_queries(1))
     run(_queries(1))
-    assert database_attributes(dropping.ended[0]) == {
-        "sampler": "mine",
-        "db.system": "sqlite",
-        "db.operation": "SELECT",
-        "db.statement": "SELECT ?",
-    }
+    kept = [database_attributes(span) for span in dropping.ended]
+    assert kept
+    assert [SELECT] * len(kept) == [{key: span[key] for key in SELECT} for span in kept]
+
+
+def test_sampler_that_is_replaced() -> None:
+    """
+    What is known of a tracer's sampler holds for that sampler alone.
+    """
+    recording = Recording()
+    otel_async_sqla_agent.instrument(tracer_provider=recording.provider, spans="statement")
+
+    async def queries() -> None:
+        engine = create_async_engine(MEMORY)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            tracers = [each for each in gc.get_objects() if isinstance(each, Tracer)]
+            for tracer in tracers:
+                if tracer.span_processor is recording.tracer.span_processor:
+                    tracer.sampler = Dropping()
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    run(queries())
+    assert [SELECT, {"sampler": "mine", **SELECT}] == [database_attributes(span) for span in recording.ended]
 
 
 def test_unsampled_spans(recording: Recording) -> None:
     """
     A sampler that samples nothing gets the attributes, and the query runs as ever.
     """
-    from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
-
     seen = []
 
     class Nothing(BrokenSampler):
