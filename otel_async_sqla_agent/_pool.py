@@ -18,6 +18,7 @@ from opentelemetry.trace import Status, StatusCode
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import AssertionPool, NullPool, QueuePool, StaticPool
 
+from ._pool_queue import PoolQueue
 from ._pools import POOL_NAME, REGISTRY, Counts, Limits
 from ._statement import is_suppressed
 
@@ -115,6 +116,13 @@ class EnginePools:
         for state in self._live_states():
             state.unwrap()
 
+    @property
+    def active(self) -> bool:
+        """
+        Tell whether the pools are watched: a layer that has failed too often counts no more.
+        """
+        return self.guard.active
+
     def counts(self) -> Counts:
         """
         Return the present numbers, of plain attributes: some methods of a pool make an asyncio queue.
@@ -175,16 +183,12 @@ class PoolState:
 
     def __init__(self, pools: EnginePools, pool: Any) -> None:
         self.pools = pools
-        self.pending = 0
         self._out: dict[Any, Hold] = {}
         self._known: dict[Any, float] = {record: record.starttime for record in _idle_records(pool)}
         """
         Records of the pool, out or idle, with the start of the connection that they have had here.
         """
-        self._waited: set[Any] = set()
-        """
-        Records that came out of the queue's wait, until their checkout is over.
-        """
+        self._queue = PoolQueue()
         self._has_queue = isinstance(pool, QueuePool)
         self._pool = pool
         self._replaced: list[tuple[Any, str, object, object]] = []
@@ -192,7 +196,14 @@ class PoolState:
         self._replace(pool, "_do_return_conn", self._return)
         self._replace(pool, "recreate", self._recreate)
         if self._has_queue:
-            self._replace(pool._pool, "get", functools.partial(self._get, pool._pool))
+            self._replace(pool._pool, "get", functools.partial(self._queue.get, pool._pool))
+
+    @property
+    def pending(self) -> int:
+        """
+        Return how many requests wait for a connection.
+        """
+        return self._queue.pending
 
     @property
     def used(self) -> int:
@@ -206,7 +217,7 @@ class PoolState:
         """
         Return how many records are in the pool with an open connection; disposing of the pool closes them.
         """
-        return sum(record.dbapi_connection is not None and record not in self._out for record in tuple(self._known))
+        return sum(record.dbapi_connection is not None and record not in self._out for record in list(self._known))
 
     def describe(self) -> dict[str, Any]:
         """
@@ -218,7 +229,7 @@ class PoolState:
         ids = [span.get_span_context() for span in spans]
         return {
             "async_sqla.pool.size": size,
-            "async_sqla.pool.overflow": max(0, self.used - size),
+            "async_sqla.pool.overflow": max(0, getattr(self._pool, "_overflow", 0)),
             "async_sqla.pool.waiters": self.pending,
             "async_sqla.pool.holder.span_names": [getattr(span, "name", "") for span in spans],
             "async_sqla.pool.holder.trace_ids": [trace.format_trace_id(each.trace_id) for each in ids],
@@ -260,9 +271,9 @@ class PoolState:
         if self._known.get(record) != record.starttime:
             source = "new"
             self._learn(record)
-        if self._waited and record in self._waited:
+        if record in self._queue.waited:
             source = "queued"
-            self._waited.discard(record)
+            self._queue.waited.discard(record)
         # StaticPool gives a record to several; it comes back once, and has been out since the first of them.
         self._out.setdefault(record, (now, current, record.fairy_ref))
         fairy.__dict__[_CHECKOUT] = now - started, source
@@ -273,7 +284,7 @@ class PoolState:
         """
         Remember a connection that has been made, and forget what has left the pool without a word.
         """
-        for known in tuple(self._known):
+        for known in list(self._known):
             if known not in self._out and (known.dbapi_connection is None or not self._has_queue):
                 self._known.pop(known, None)
         self._known[record] = record.starttime
@@ -291,8 +302,7 @@ class PoolState:
 
     def _returned(self, record: Any, in_pool: bool) -> None:
         hold = self._out.pop(record, None)
-        if self._waited:  # whose checkout has failed
-            self._waited.discard(record)
+        self._queue.waited.discard(record)  # if its checkout has failed
         if in_pool and record.dbapi_connection is not None:
             self._known.setdefault(record, record.starttime)
         else:
@@ -312,20 +322,6 @@ class PoolState:
         self.pools.guard.run(self.pools.wrap, pool)
         return pool
 
-    def _get(self, queue: Any, original: Callable[..., Any], block: bool = True, timeout: float | None = None) -> Any:
-        """
-        Stand in for `get()` of the pool's queue, which blocks where the pool is exhausted.
-        """
-        if not block or queue.qsize():
-            return original(block, timeout)
-        self.pending += 1
-        try:
-            record = original(block, timeout)
-        finally:
-            self.pending -= 1
-        self._waited.add(record)
-        return record
-
 
 def _idle_records(pool: Any) -> Iterable[Any]:
     """
@@ -334,7 +330,7 @@ def _idle_records(pool: Any) -> Iterable[Any]:
     if isinstance(pool, QueuePool):
         queue = pool._pool.__dict__.get("_queue")  # asyncio's, which is made when it is first used
         return tuple(getattr(queue, "_queue", ()))
-    record = pool.__dict__.get("connection")  # StaticPool's
+    record: Any = pool._conn if isinstance(pool, AssertionPool) else pool.__dict__.get("connection")  # StaticPool's
     return () if record is None or record.fairy_ref is not None else (record,)
 
 

@@ -47,6 +47,12 @@ class NamedPools(Protocol):
     name: str
     limits: Limits
 
+    @property
+    def active(self) -> bool:
+        """
+        Tell whether the numbers are right: not if the layer has been switched off.
+        """
+
     def counts(self) -> Counts:
         """
         Return the present numbers; called in the exporter's thread.
@@ -91,7 +97,7 @@ class PoolRegistry:
     def _live(self) -> Iterator[NamedPools]:
         for reference in self._named.valuerefs():
             pools = reference()
-            if pools is not None:
+            if pools is not None and pools.active:
                 yield pools
 
     def _count(self, _options: CallbackOptions) -> Iterable[Observation]:

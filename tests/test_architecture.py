@@ -25,7 +25,7 @@ LAYERS = [
     {"_drivers_mysql", "_drivers_postgresql"},
     {"_wraps"},
     {"_connections", "_execution", "_statement"},
-    {"_bracket", "_facts", "_metrics", "_pools"},
+    {"_bracket", "_facts", "_metrics", "_pool_queue", "_pools"},
     {"_server"},
     {"_control", "_errors", "_semconv", "_sql"},
     {"_config", "_first_connect", "_folder", "_guard", "_importhook", "_sdk"},

@@ -11,7 +11,7 @@ from opentelemetry.trace import format_span_id, format_trace_id
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
-from sqlalchemy.util.concurrency import greenlet_spawn
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
 import otel_async_sqla_agent
 from tests.conftest import run
@@ -169,6 +169,35 @@ def test_source_of_a_connection(measured: Any, recording: Recording, url: str) -
     assert waits[4] >= 0.01
 
 
+def test_one_comes_back_and_several_wait(
+    measured: Any, reader: InMemoryMetricReader, recording: Recording, url: str
+) -> None:
+    """
+    Of several that ask at the same time for the only idle connection, all but one wait in the queue.
+    """
+    measured(spans="statement")
+    pending = []
+
+    async def one(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def main() -> None:
+        engine = pooled(url, pool_size=1, max_overflow=0)
+        await one(engine)
+        tasks = [asyncio.ensure_future(one(engine)) for _ in range(3)]
+        await asyncio.sleep(0)
+        pending.append(value(reader, "pending_requests"))
+        await asyncio.gather(*tasks)
+        pending.append(value(reader, "pending_requests"))
+        await engine.dispose()
+
+    run(main())
+    assert [2, 0] == pending
+    sources = [span.attributes["async_sqla.pool.source"] for span in recording.ended]
+    assert ["new", "idle", "queued", "queued"] == sources
+
+
 def test_pool_timeout(measured: Any, reader: InMemoryMetricReader, recording: Recording, url: str) -> None:
     """
     A pool that is exhausted for too long makes a span that tells who holds its connections.
@@ -223,6 +252,30 @@ def test_pool_timeout(measured: Any, reader: InMemoryMetricReader, recording: Re
     } == attributes
 
 
+def test_pool_timeout_while_connecting(measured: Any, recording: Recording, url: str) -> None:
+    """
+    A connection that is still being made belongs to the overflow, as SQLAlchemy's own message says.
+    """
+    measured(spans="statement")
+
+    async def main() -> None:
+        engine = pooled(url, pool_size=1, max_overflow=1, pool_timeout=0.05)
+        answered = asyncio.Event()
+        async with engine.connect():
+            sqlalchemy.event.listen(engine.sync_engine, "do_connect", lambda *_: await_only(answered.wait()) and None)
+            connecting = asyncio.ensure_future(engine.connect().start())
+            await asyncio.sleep(0.01)
+            with pytest.raises(sqlalchemy.exc.TimeoutError, match="size 1 overflow 1 reached"):
+                await engine.connect()
+            answered.set()
+            await (await connecting).close()
+        await engine.dispose()
+
+    run(main())
+    [exhausted] = recording.ended[0].events
+    assert (1, 1) == tuple(exhausted.attributes[f"async_sqla.pool.{name}"] for name in ("size", "overflow"))
+
+
 def test_names(measured: Any, reader: InMemoryMetricReader) -> None:
     """
     Names are the pool's own or the conventions' default, unique, and free again when an engine is gone.
@@ -245,16 +298,17 @@ def test_names(measured: Any, reader: InMemoryMetricReader) -> None:
     assert [*expected, "mine", "sqlite"] == names()
 
 
-def test_failing_pool_layer(measured: Any, recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_pool_layer(
+    measured: Any, reader: InMemoryMetricReader, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
-    A pool layer that fails leaves the checkouts alone, and the engine layer too.
+    A pool layer that fails leaves the checkouts alone, and the engine layer too; once it is off, it counts no more.
     """
     from otel_async_sqla_agent._pool import PoolState
 
     def fail(*args: Any) -> None:
         raise RuntimeError("pool layer")
 
-    monkeypatch.setattr(PoolState, "_checked_out", fail)
     monkeypatch.setattr(PoolState, "_returned", fail)
     measured(spans="statement")
 
@@ -263,6 +317,7 @@ def test_failing_pool_layer(measured: Any, recording: Recording, monkeypatch: py
         for _ in range(10):
             async with engine.connect() as connection:
                 assert 1 == (await connection.execute(text("SELECT 1"))).scalar()
+        assert {} == points(reader, "db.client.connection.count")
         await engine.dispose()
 
     run(main())

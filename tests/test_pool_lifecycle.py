@@ -15,7 +15,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sqlalchemy import text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import AssertionPool, NullPool, StaticPool
+from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, NullPool, StaticPool
 from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
 import otel_async_sqla_agent
@@ -304,6 +304,24 @@ def test_pool_of_a_forked_process(measured: Any, reader: InMemoryMetricReader, u
             assert (1, 0) == counted(reader)
         await driver_connection.close()
         await engine.dispose()
+
+    run(main())
+
+
+@pytest.mark.parametrize("poolclass", [AsyncAdaptedQueuePool, StaticPool, AssertionPool])
+def test_activated_while_idle(poolclass: Any, measured: Any, reader: InMemoryMetricReader, url: str) -> None:
+    """
+    Activated while a connection is idle, the agent counts it.
+    """
+
+    async def main() -> None:
+        engine = create_async_engine(url, poolclass=poolclass)
+        async with engine.connect():
+            pass
+        measured()
+        assert (0, 1) == counted(reader)
+        await engine.dispose()
+        assert (0, 0) == counted(reader)
 
     run(main())
 
