@@ -23,6 +23,14 @@ class Owner(Protocol):
         """
 
 
+class EngineTarget:
+    """
+    What an engine says of its connections, which may outlive it: nothing here keeps the engine alive.
+    """
+
+    target: Target
+
+
 class Connections:
     """
     Owners by driver connection; nothing here keeps a connection alive.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
 from ._config import Capture, Mode, SpanType
+from ._connections import EngineTarget
 from ._errors import error_facts
 from ._execution import is_parameterised, is_skipped, known_rows, note_option, sends_nothing
 from ._pool import take_checkout
@@ -77,6 +78,7 @@ class EngineState:
         The connections out of the pool that make no spans, not even of COMMIT, which knows nothing of options.
         """
         self._connections = connections
+        self._owner = EngineTarget()
         self._mode = mode
         self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
         self._core = core
@@ -95,7 +97,7 @@ class EngineState:
             self._found = connection_database(driver_connection)
         name = "mariadb" if getattr(dialect, "is_mariadb", False) else dialect.name
         database = engine_database(name, self._url, self._found)
-        self.target = self.pools.target = self._core.target(self.tracer, database)
+        self.target = self.pools.target = self._owner.target = self._core.target(self.tracer, database)
         return database
 
     def wrap(self, dialect: Dialect) -> None:
@@ -145,7 +147,7 @@ class EngineState:
         return result
 
     def _connected(self, dialect: Dialect, record: Any) -> None:
-        self._connections.add(record.driver_connection, self)
+        self._connections.add(record.driver_connection, self._owner)
         self.refresh(dialect, record.driver_connection)
 
     def _replace(self, dialect: Dialect, name: str, make: Callable[[_Call], _Call]) -> None:

@@ -57,6 +57,7 @@ def silence_connects(sync_engine: Engine, owner: Owner, skipping: MutableSet[Any
             connection = original(*args, **kwargs)
         finally:
             bracket.close()
+            del bracket.owner  # as where any other bracket is closed
         skipping.add(connection)
         return connection
 

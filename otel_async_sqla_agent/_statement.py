@@ -245,6 +245,10 @@ class StatementCore:
                     end_span(bracket.span, facts)
         except Exception as failure:  # noqa: BLE001
             bracket.owner.guard.failed(failure)
+        finally:
+            del (
+                bracket.owner
+            )  # a connection's callbacks keep the bracket of its connect, but are not to keep the engine
 
     def _start_late(self, bracket: Bracket, error: ErrorFacts | None) -> None:
         """

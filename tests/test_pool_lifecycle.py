@@ -308,6 +308,26 @@ def test_pool_of_a_forked_process(measured: Any, reader: InMemoryMetricReader, u
     run(main())
 
 
+def test_dropped_engine_whose_connection_goes_on(measured: Any, reader: InMemoryMetricReader, url: str) -> None:
+    """
+    A driver's connection that the application keeps does not keep the engine that it has come from.
+    """
+    measured()
+
+    async def main() -> None:
+        engine = pooled(url)
+        raw = await engine.raw_connection()
+        driver_connection = raw.driver_connection
+        raw.detach()
+        del engine, raw
+        gc.collect()
+        assert set() == pool_names(reader)
+        await driver_connection.execute("SELECT 1")
+        await driver_connection.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("poolclass", [AsyncAdaptedQueuePool, StaticPool, AssertionPool])
 def test_activated_while_idle(poolclass: Any, measured: Any, reader: InMemoryMetricReader, url: str) -> None:
     """
