@@ -267,18 +267,24 @@ class PoolState:
 
     def _checked_out(self, fairy: Any, started: float) -> None:
         now, current, record = perf_counter(), context.get_current(), fairy._connection_record
-        source = "idle"
-        if self._known.get(record) != record.starttime:
-            source = "new"
-            self._learn(record)
-        if record in self._queue.waited:
-            source = "queued"
-            self._queue.waited.discard(record)
-        # StaticPool gives a record to several; it comes back once, and has been out since the first of them.
-        self._out.setdefault(record, (now, current, record.fairy_ref))
-        fairy.__dict__[_CHECKOUT] = now - started, source
+        if record is not None:  # else a listener has detached it by now
+            fairy.__dict__[_CHECKOUT] = now - started, self._source(record)
+            # StaticPool gives a record to several; it comes back once, and has been out since the first of them.
+            self._out.setdefault(record, (now, current, record.fairy_ref))
         if (instruments := self.pools.instruments()) is not None:
             self.pools.obtained(instruments, now - started, current)
+
+    def _source(self, record: Any) -> str:
+        """
+        Tell where a connection comes from, and remember it.
+        """
+        is_new = self._known.get(record) != record.starttime
+        if is_new:
+            self._learn(record)
+        if record in self._queue.waited:
+            self._queue.waited.discard(record)
+            return "queued"
+        return "new" if is_new else "idle"
 
     def _learn(self, record: Any) -> None:
         """

@@ -237,6 +237,13 @@ def test_pool_timeout(measured: Any, reader: InMemoryMetricReader, recording: Re
         ["caller INTERNAL", ["pool timeout INTERNAL ERROR error.type='sqlalchemy.exc.TimeoutError'"]],
     ] == recording.tree("error.type")
     holders, span = recording.started[:2], recording.started[3]
+    path = url.removeprefix("sqlite+aiosqlite:///")
+    assert {
+        "db.system": "sqlite",
+        "db.name": path,
+        NAME: path,
+        "error.type": "sqlalchemy.exc.TimeoutError",
+    } == span.attributes
     assert span.end_time - span.start_time >= 0.05e9
     [exhausted] = span.events
     attributes = dict(exhausted.attributes)

@@ -268,6 +268,18 @@ def test_shared_pool(measured: Any, reader: InMemoryMetricReader, url: str) -> N
     run(main())
 
 
+def test_uninstrument_with_a_shared_pool(measured: Any, reader: InMemoryMetricReader, url: str, caplog: Any) -> None:
+    """
+    Engines with one pool are given back one after the other.
+    """
+    measured()
+    first = pooled(url)
+    second = create_async_engine(url, pool=first.sync_engine.pool)
+    otel_async_sqla_agent.uninstrument()
+    assert (set(), []) == (pool_names(reader), caplog.records)
+    assert not [name for engine in (first, second) for name in vars(engine.dialect) if name.startswith("do_")]
+
+
 def test_assertion_pool(measured: Any, reader: InMemoryMetricReader, url: str) -> None:
     """
     AssertionPool has one connection, and keeps it.
