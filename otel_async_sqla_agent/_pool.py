@@ -131,7 +131,7 @@ class EnginePools:
         return Counts(
             sum(state.used for state in states),
             sum(state.idle for state in states),
-            sum(state.pending for state in states),
+            sum(state.queue.pending for state in states),
         )
 
     def instruments(self) -> Instruments | None:
@@ -188,7 +188,7 @@ class PoolState:
         """
         Records of the pool, out or idle, with the start of the connection that they have had here.
         """
-        self._queue = PoolQueue()
+        self.queue = PoolQueue()
         self._has_queue = isinstance(pool, QueuePool)
         self._pool = pool
         self._replaced: list[tuple[Any, str, object, object]] = []
@@ -196,14 +196,7 @@ class PoolState:
         self._replace(pool, "_do_return_conn", self._return)
         self._replace(pool, "recreate", self._recreate)
         if self._has_queue:
-            self._replace(pool._pool, "get", functools.partial(self._queue.get, pool._pool))
-
-    @property
-    def pending(self) -> int:
-        """
-        Return how many requests wait for a connection.
-        """
-        return self._queue.pending
+            self._replace(pool._pool, "get", functools.partial(self.queue.get, pool._pool))
 
     @property
     def used(self) -> int:
@@ -230,7 +223,7 @@ class PoolState:
         return {
             "async_sqla.pool.size": size,
             "async_sqla.pool.overflow": max(0, getattr(self._pool, "_overflow", 0)),
-            "async_sqla.pool.waiters": self.pending,
+            "async_sqla.pool.waiters": self.queue.pending,
             "async_sqla.pool.holder.span_names": [getattr(span, "name", "") for span in spans],
             "async_sqla.pool.holder.trace_ids": [trace.format_trace_id(each.trace_id) for each in ids],
             "async_sqla.pool.holder.span_ids": [trace.format_span_id(each.span_id) for each in ids],
@@ -281,8 +274,8 @@ class PoolState:
         is_new = self._known.get(record) != record.starttime
         if is_new:
             self._learn(record)
-        if record in self._queue.waited:
-            self._queue.waited.discard(record)
+        if record in self.queue.waited:
+            self.queue.waited.discard(record)
             return "queued"
         return "new" if is_new else "idle"
 
@@ -308,7 +301,7 @@ class PoolState:
 
     def _returned(self, record: Any, in_pool: bool) -> None:
         hold = self._out.pop(record, None)
-        self._queue.waited.discard(record)  # if its checkout has failed
+        self.queue.waited.discard(record)  # if its checkout has failed
         if in_pool and record.dbapi_connection is not None:
             self._known.setdefault(record, record.starttime)
         else:

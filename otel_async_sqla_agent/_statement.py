@@ -229,6 +229,8 @@ class StatementCore:
                 facts = error_facts(error) or bracket.error
             elif bracket.count_rows is not None:
                 rows = bracket.count_rows()
+            if bracket.span is None:
+                self._start_late(bracket, facts)
             if bracket.measured is not None or rows is not None:
                 self._record(bracket, facts, rows)
         except Exception as failure:  # noqa: BLE001
@@ -236,8 +238,6 @@ class StatementCore:
         finally:
             bracket.close()
         try:
-            if bracket.span is None:
-                self._start_late(bracket, facts)
             if bracket.span is not None:
                 if facts is None:
                     bracket.span.end()
@@ -246,9 +246,8 @@ class StatementCore:
         except Exception as failure:  # noqa: BLE001
             bracket.owner.guard.failed(failure)
         finally:
-            del (
-                bracket.owner
-            )  # a connection's callbacks keep the bracket of its connect, but are not to keep the engine
+            # A connection's callbacks keep the bracket of its connect; they are not to keep the engine.
+            del bracket.owner
 
     def _start_late(self, bracket: Bracket, error: ErrorFacts | None) -> None:
         """
@@ -274,9 +273,11 @@ class StatementCore:
         attributes = {**database, DB_QUERY_SUMMARY: summary} if summary else dict(database)
         if error is not None:
             attributes.update(error_attributes(error))
-        instruments.duration.record(perf_counter() - started, attributes)
+        # A span that has been made only now is not the current one, and never was.
+        current = None if late is None or bracket.span is None else trace.set_span_in_context(bracket.span, late.parent)
+        instruments.duration.record(perf_counter() - started, attributes, current)
         if rows is not None:
-            instruments.returned_rows.record(rows, attributes)
+            instruments.returned_rows.record(rows, attributes, current)
 
     def _read(self, statement: Statement, parent: Context, instruments: Instruments | None) -> StatementFacts:
         """

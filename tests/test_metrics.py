@@ -88,6 +88,25 @@ def test_duration_has_the_span_as_exemplar(measured: Any, reader: InMemoryMetric
     assert [span.context.span_id] == [exemplar.span_id for exemplar in point.exemplars]
 
 
+def test_late_span_as_exemplar(measured: Any, reader: InMemoryMetricReader, recording: Recording) -> None:
+    """
+    A span that is made only because its statement has failed is the exemplar of its duration all the same.
+    """
+    measured(spans="statement", min_duration_ms=60_000)
+
+    async def main() -> None:
+        engine = create_async_engine(MEMORY)
+        with recording.tracer.start_as_current_span("caller"), pytest.raises(OperationalError):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT * FROM nowhere"))
+        await engine.dispose()
+
+    run(main())
+    [point] = points(reader, DURATION).values()
+    span, _ = recording.ended
+    assert ("SELECT nowhere", [span.context.span_id]) == (span.name, [each.span_id for each in point.exemplars])
+
+
 def test_suppressed(measured: Any, reader: InMemoryMetricReader) -> None:
     """
     OpenTelemetry's switch silences the duration too.

@@ -77,13 +77,15 @@ def test_parameters(agent: Callable[..., None], recording: Recording) -> None:
     assert [] == [problem for span in recording.ended for problem in span_problems(span, opt_in=True)]
 
 
+@pytest.mark.parametrize("min_duration_ms", [0, 1e-9])
 def test_rows(
-    agent: Callable[..., None], measured: Callable[..., None], recording: Recording, reader: InMemoryMetricReader
+    min_duration_ms: float, measured: Callable[..., None], recording: Recording, reader: InMemoryMetricReader
 ) -> None:
     """
-    CAPTURE=rows says how many rows have been fetched with the execution, on the span and as a metric.
+    CAPTURE=rows says how many rows have been fetched with the execution, on the span and as a metric; also on a span
+    that is made once the statement has taken long enough.
     """
-    measured(spans="statement", capture="rows")
+    measured(spans="statement", capture="rows", min_duration_ms=min_duration_ms)
     run(brew(create_async_engine(MEMORY)))
     rows = "db.response.returned_rows"
     assert [None, None, None, 3, 0, 1, None] == [span.attributes.get(rows) for span in recording.ended]
