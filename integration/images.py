@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import distribution
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -156,8 +157,12 @@ def files(name: str) -> Iterator[tuple[Path, Path]]:
         return
     for file in distribution(name).files or ():
         path = Path(str(file.locate()))
-        if ".." not in file.parts and path.is_file():
+        if ".." not in file.parts and path.is_file() and path.suffix != ".pyc":
             yield path, Path(*file.parts)
+            # Only some installers list the bytecode, and without it each venv would compile SQLAlchemy anew.
+            cached = Path(cache_from_source(str(path)))
+            if path.suffix == ".py" and cached.is_file():
+                yield cached, Path(*file.parts).parent / "__pycache__" / cached.name
 
 
 def link(name: str, site_packages: Path) -> None:
