@@ -103,8 +103,8 @@ def _install(session: nox.Session, extras: str, *packages: str) -> None:
     """
     Install the wheel with these extras, and packages.
     """
-    [wheel] = WHEELS.glob("*.whl")
-    session.install(f"{wheel}{extras}", *packages, env=PIP_CONFIGURATION)
+    [built] = WHEELS.glob("*.whl")
+    session.install(f"{built}{extras}", *packages, env=PIP_CONFIGURATION)
 
 
 def _copy_tests(session: nox.Session) -> None:
