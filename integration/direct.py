@@ -4,8 +4,6 @@ Use a driver directly, way by way, without the agent and with it.
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan
 
+from tests.conftest import run
 from tests.recording import Recording
 
 DATABASE = ("db.system.name", "db.namespace", "server.address", "server.port")
@@ -45,10 +44,8 @@ def go(
         await closed(connection)
         return results
 
-    try:
-        return asyncio.run(main())
-    finally:
-        gc.collect()
+    results: dict[str, str] = run(main())
+    return results
 
 
 def expected(ways: Mapping[str, Way], *, transactions: bool = True) -> dict[str, list[str]]:
