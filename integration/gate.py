@@ -75,6 +75,7 @@ class PostgresqlGate(Gate):
         self._watcher = psycopg.connect(conninfo, autocommit=True)
         self._watcher.execute(
             f"""
+            DROP TABLE IF EXISTS tea; -- another test's
             CREATE TABLE tea (id int);
             INSERT INTO tea VALUES (1);
             CREATE TABLE slow (id int);

@@ -188,7 +188,8 @@ class EngineState:
         bracketed = self._bracket(begin, original)
 
         def call(connection: Any, *args: Any, **kwargs: Any) -> Any:
-            begun = getattr(connection, "_transaction", connection) is not None
+            adapter = getattr(connection, "dbapi_connection", connection)  # the pool's proxy would take long
+            begun = getattr(adapter, "_transaction", adapter) is not None
             return (bracketed if begun else original)(connection, *args, **kwargs)
 
         return call

@@ -138,7 +138,8 @@ class EnginePools:
         """
         Return the instruments; None while nothing would come of them, or nothing is wanted.
         """
-        return None if is_suppressed(context.get_current()) else self._metrics.instruments()
+        instruments = self._metrics.instruments()
+        return None if instruments is None or is_suppressed(context.get_current()) else instruments
 
     def created(self, seconds: float) -> None:
         """
@@ -183,6 +184,7 @@ class PoolState:
 
     def __init__(self, pools: EnginePools, pool: Any) -> None:
         self.pools = pools
+        self._guard = pools.guard  # asked without a call: each checkout does
         self._out: dict[Any, Hold] = {}
         self._known: dict[Any, float] = {record: record.starttime for record in _idle_records(pool)}
         """
@@ -255,7 +257,11 @@ class PoolState:
         except PoolTimeoutError as error:
             self.pools.guard.run(self.pools.timed_out, self, error, started)
             raise
-        self.pools.guard.run(self._checked_out, fairy, started)
+        if self._guard.active:
+            try:
+                self._checked_out(fairy, started)
+            except Exception as error:  # noqa: BLE001
+                self._guard.failed(error)
         return fairy
 
     def _checked_out(self, fairy: Any, started: float) -> None:
@@ -297,7 +303,11 @@ class PoolState:
             original(record)
             in_pool = True
         finally:
-            self.pools.guard.run(self._returned, record, in_pool)
+            if self._guard.active:
+                try:
+                    self._returned(record, in_pool)
+                except Exception as error:  # noqa: BLE001
+                    self._guard.failed(error)
 
     def _returned(self, record: Any, in_pool: bool) -> None:
         hold = self._out.pop(record, None)
