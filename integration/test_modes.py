@@ -197,6 +197,31 @@ def test_scenario(driver: str, mode: str, recording: Recording, agent: Callable[
     assert expected(driver, mode) == steps(recording)
 
 
+@pytest.mark.parametrize("mode", ["auto", "engine", "driver", "both"])
+@pytest.mark.parametrize("driver", list(DRIVERS))
+def test_first_statement_after_a_checkout(
+    driver: str, mode: str, recording: Recording, agent: Callable[..., None], tmp_path: Path
+) -> None:
+    """
+    The first statement after a checkout, and no other, says where the connection came from, in the outermost layer.
+    """
+
+    async def statements(url: URL) -> None:
+        engine = create_async_engine(url, poolclass=AsyncAdaptedQueuePool)
+        for _ in range(2):
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+                await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    url = database(driver, tmp_path)
+    agent(mode=mode, spans="statement")
+    run(statements(url))
+    key = "async_sqla.pool.source"
+    lines = [f"SELECT {key}='new'", "SELECT", f"SELECT {key}='idle'", "SELECT"]
+    assert [[line, ["SELECT"]] if mode == "both" else [line] for line in lines] == recording.tree(key)
+
+
 # Where the driver sends BEGIN: before the first statement, inside of its call, or the server begins by itself.
 BEGINS = {"asyncpg": "before", "psycopg": "inside"}
 

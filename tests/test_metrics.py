@@ -9,9 +9,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from sqlalchemy import insert, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from otel_async_sqla_agent import _facts, _statement
+from otel_async_sqla_agent import _statement
 from tests.conftest import run
 from tests.recording import Recording, points
 from tests.test_engine import MEMORY, metadata, pooled, select_one, tag
@@ -162,22 +163,66 @@ def test_switched_off(measured: Any, reader: InMemoryMetricReader) -> None:
     assert reader.get_metrics_data() is None
 
 
-def test_bounded_cardinality(measured: Any, reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounded_cardinality(measured: Any, reader: InMemoryMetricReader) -> None:
     """
-    Beyond so many summaries the rest is one series.
+    Beyond 500 summaries the rest is one series.
     """
-    monkeypatch.setattr(_facts, "METRIC_SUMMARIES", 3)
     measured()
 
     async def main() -> None:
         engine = create_async_engine(MEMORY)
         async with engine.connect() as connection:
-            for number in range(10):
+            for number in range(503):
                 await connection.execute(text(f"CREATE TABLE t{number} (x)"))
         await engine.dispose()
 
     run(main())
-    assert {"CREATE TABLE t0": 1, "CREATE TABLE t1": 1, "CREATE TABLE t2": 1, "_OTHER": 7} == counts(reader)
+    assert {**{f"CREATE TABLE t{number}": 1 for number in range(500)}, "_OTHER": 3} == counts(reader)
+
+
+def shape(metric: Any) -> tuple[Any, ...]:
+    """
+    Return a metric's unit, whether it is a sum and a monotonic one, its buckets and the keys of its attributes.
+    """
+    [*points] = metric.data.data_points
+    keys = {key for point in points for key in point.attributes}
+    bounds = getattr(points[0], "explicit_bounds", None)
+    return metric.unit, getattr(metric.data, "is_monotonic", None), bounds and tuple(bounds), keys
+
+
+def test_instruments(measured: Any, reader: InMemoryMetricReader, url: str) -> None:
+    """
+    Each metric has the conventions' name, unit and kind, and no attribute but theirs.
+    """
+    measured()
+    found = {}
+
+    async def main() -> None:
+        engine = pooled(url, pool_size=1, max_overflow=0, pool_timeout=0.01)
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            with pytest.raises(PoolTimeoutError):
+                await engine.connect()
+        data = reader.get_metrics_data()
+        assert data is not None
+        [scope] = data.resource_metrics[0].scope_metrics
+        found.update({metric.name.removeprefix("db.client."): shape(metric) for metric in scope.metrics})
+        await engine.dispose()
+
+    run(main())
+    buckets, pool = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10), "db.client.connection.pool.name"
+    assert {
+        "operation.duration": ("s", None, buckets, {"db.system.name", "db.namespace", "db.query.summary"}),
+        "connection.count": ("{connection}", False, None, {pool, "db.client.connection.state"}),
+        "connection.idle.max": ("{connection}", False, None, {pool}),
+        "connection.idle.min": ("{connection}", False, None, {pool}),
+        "connection.max": ("{connection}", False, None, {pool}),
+        "connection.pending_requests": ("{request}", False, None, {pool}),
+        "connection.timeouts": ("{timeout}", True, None, {pool}),
+        "connection.create_time": ("s", None, buckets, {pool}),
+        "connection.wait_time": ("s", None, buckets, {pool}),
+        "connection.use_time": ("s", None, buckets, {pool}),
+    } == found
 
 
 def test_gather(measured: Any, reader: InMemoryMetricReader, url: str) -> None:
