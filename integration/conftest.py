@@ -70,6 +70,9 @@ class Receiver:
 
     def __enter__(self) -> Self:
         self._sink.start()
+        # A sink of HTTP that is stopped before its thread has made the server would never end.
+        while self.protocol != "grpc" and self._sink.httpd is None and self._sink.svr_thread.is_alive():
+            time.sleep(0.001)
         return self
 
     def __exit__(self, *exc_info: object) -> None:

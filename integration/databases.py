@@ -54,6 +54,14 @@ def mysql_url(driver: str) -> str:
     return driver_url(driver).render_as_string(hide_password=False)
 
 
+def server_address(url: URL) -> str:
+    """
+    Return what a span of PostgreSQL says of the server: the host, or the path of its socket.
+    """
+    host = url.host or str(url.query["host"])
+    return f"{host}/.s.PGSQL.{url.port or 5432}" if host.startswith("/") else host
+
+
 def two_phase_url(driver: str) -> URL:
     """
     Return the URL of a driver's database where transactions can be prepared, which PostgreSQL allows only if told to.

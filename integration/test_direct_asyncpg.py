@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from integration.databases import driver_url
+from integration.databases import driver_url, server_address
 from integration.direct import Way, databases, expected, go, lines
 from tests.recording import Recording
 
@@ -290,5 +290,5 @@ def test_every_way(agent: Callable[..., None], recording: Recording) -> None:
     assert plain == go(WAYS, opened, closed, recording)
     assert expected(WAYS) == lines(recording)
     url = driver_url("asyncpg")
-    server = ("postgresql", url.database, url.host, None)
+    server = ("postgresql", url.database, server_address(url), None)
     assert {server, (*server[:1], "nowhere", *server[2:])} == databases(recording)

@@ -8,7 +8,7 @@ import psycopg_pool
 import pytest
 from psycopg import sql
 
-from integration.databases import driver_url
+from integration.databases import driver_url, server_address
 from integration.direct import Way, databases, expected, go, lines
 from tests.conftest import run
 from tests.recording import Recording
@@ -329,7 +329,7 @@ def test_sync_side(agent: Callable[..., None], recording: Recording) -> None:
     agent()
     run(main())
     url = driver_url("psycopg")
-    assert (["connect", "SELECT"], {("postgresql", url.database, url.host, None)}) == (
+    assert (["connect", "SELECT"], {("postgresql", url.database, server_address(url), None)}) == (
         recording.names,
         databases(recording),
     )

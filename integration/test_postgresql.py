@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import declarative_base
 
 import otel_async_sqla_agent
+from integration.databases import server_address
 from tests.conftest import run
 from tests.recording import Recording, database_attributes
 
@@ -166,7 +167,7 @@ def test_attributes(postgresql: str, agent: Any, recording: Recording) -> None:
     expected = {
         "db.system.name": "postgresql",
         "db.namespace": url.database,
-        "server.address": url.host or url.query["host"],
+        "server.address": server_address(url),
         "db.query.text": "SELECT ?",
         "db.query.summary": "SELECT",
     }
@@ -194,7 +195,7 @@ def test_old_attributes(postgresql: str, agent: Any, recording: Recording) -> No
         "db.system": "postgresql",
         "db.name": url.database,
         "db.user": url.username,
-        "net.peer.name": url.host or url.query["host"],
+        "net.peer.name": server_address(url),
         "net.peer.port": (url.port or 5432) if url.host else None,
         "net.transport": "ip_tcp" if url.host else "other",
         "db.statement": "SELECT ?",
