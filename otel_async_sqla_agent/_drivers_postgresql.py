@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ._bracket import CONNECT, STATEMENT, TRANSACTION
 from ._first_connect import connect_function
@@ -62,7 +62,8 @@ def _asyncpg_database(
 ) -> Database:
     try:
         url = urlsplit(dsn or "")
-        host, port = host or url.hostname, port or url.port
+        query = dict(parse_qsl(url.query))
+        host, port = host or url.hostname or query.get("host"), port or url.port or query.get("port")
     except ValueError:  # several hosts, each with its port, or no URL
         return Database("postgresql", database, user=user)
     return _database(
