@@ -39,9 +39,9 @@ FLOORS = [
     "rich==13.0.0",
     "wrapt==1.14.0",
 ]
-# Most tests are short, a few start programs: who has nothing left to do takes over tests of the other. Two processes,
-# because that is what the smallest machines have, and each makes databases of its own.
-PROCESSES = ["-n", "2", "--dist", "worksteal"]
+# Most tests are short, a few start programs and wait for them: who has nothing left to do takes over tests of the others.
+# Four processes keep the two CPUs of a small machine at work; each makes databases of its own.
+PROCESSES = ["-n", "4", "--dist", "worksteal"]
 ALL = ["tests", "integration", "--ignore=integration/test_vendors.py"]
 # The lexer, the exporter, images and processes never meet SQLAlchemy's versions: the outer environments are enough.
 WITH_SQLALCHEMY = [

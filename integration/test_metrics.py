@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from integration.databases import DRIVERS
+from integration.databases import DRIVERS, server_address
 from integration.test_modes import database
 from tests.conftest import run
 from tests.recording import points
@@ -58,7 +58,7 @@ def test_durations(
     measured(mode=mode)
     run(statements(url))
     system = {"mysql": "mariadb"}.get(DRIVERS[driver], DRIVERS[driver])
-    where = {"db.system.name": system, "db.namespace": url.database, "server.address": url.host}
+    where = {"db.system.name": system, "db.namespace": url.database, "server.address": server_address(url)}
     if url.port not in (None, 3306, 5432):
         where["server.port"] = url.port
 
