@@ -39,7 +39,7 @@ FLOORS = [
     "rich==13.0.0",
     "wrapt==1.14.0",
 ]
-# Most tests are short, a few start programs and wait for them: who has nothing left to do takes over tests of the others.
+# Most tests are short, a few start programs and wait for them: who has nothing left to do takes over tests of others.
 # Four processes keep the two CPUs of a small machine at work; each makes databases of its own.
 PROCESSES = ["-n", "4", "--dist", "worksteal"]
 ALL = ["tests", "integration", "--ignore=integration/test_vendors.py"]
