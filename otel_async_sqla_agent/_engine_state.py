@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, open_bracket
+from ._bracket import CONNECT, STATEMENT, TRANSACTION, Bracket, latest_bracket, open_bracket
 from ._config import Capture, Mode, SpanType
 from ._connections import EngineTarget
 from ._errors import error_facts
@@ -79,8 +79,8 @@ class EngineState:
         """
         self._connections = connections
         self._owner = EngineTarget()
-        self._mode = mode
-        self._counts_rows = Capture.ROWS in core.config.capture and mode is not Mode.DRIVER
+        self._is_drivers, self._is_both = mode is Mode.DRIVER, mode is Mode.BOTH
+        self._counts_rows = Capture.ROWS in core.config.capture and not self._is_drivers
         self._core = core
         self.guard = guard
         self._url = sync_engine.url
@@ -160,21 +160,25 @@ class EngineState:
         """
         Return the method in a bracket; `begin` gets the bracket and the call's own arguments.
         """
+        guard, close = self.guard, self._core.close
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            outer = open_bracket()
-            if outer is not None and outer.encloses(self, args):
+            outer = latest_bracket()
+            if outer is not None and outer.active and outer.encloses(self, args):
                 return self._pass_through(outer, original, args, kwargs)
-            if not self.guard.active:
+            if not guard.active:
                 return original(*args, **kwargs)
             bracket = Bracket(self)
             try:
-                self.guard.run(begin, bracket, *args, **kwargs)
+                try:  # as the guard would do it: each statement comes this way
+                    begin(bracket, *args, **kwargs)
+                except Exception as error:  # noqa: BLE001
+                    guard.failed(error)
                 result = original(*args, **kwargs)
             except BaseException as error:
-                self._core.close(bracket, error)
+                close(bracket, error)
                 raise
-            self._core.close(bracket, None)
+            close(bracket, None)
             return result
 
         return call
@@ -235,41 +239,29 @@ class EngineState:
             raise
 
     def _begin_execute(
-        self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None
+        self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None, batch_size: int = 0
     ) -> None:
-        if self._counts_rows:
-            bracket.count_rows = functools.partial(known_rows, cursor)
-        self._begin_statement(bracket, statement, parameters, 0, context)
-
-    def _begin_executemany(
-        self, bracket: Bracket, _cursor: Any, statement: Any, parameters: Any, context: Any = None
-    ) -> None:
-        self._begin_statement(bracket, statement, parameters, len(parameters), context)
-
-    def _begin_execute_no_params(self, bracket: Bracket, cursor: Any, statement: Any, context: Any = None) -> None:
-        self._begin_execute(bracket, cursor, statement, None, context)
-
-    def _begin_statement(
-        self, bracket: Bracket, statement: Any, parameters: Any, batch_size: int, context: Any
-    ) -> None:
-        bracket.parameterised, more = is_parameterised(parameters, context), take_checkout(context)
-        skip = is_skipped(context)
-        if self._mode is Mode.DRIVER and not skip:
+        parameterised, more, skip = is_parameterised(parameters, context), take_checkout(context), is_skipped(context)
+        bracket.parameterised = parameterised
+        if self._is_drivers and not skip:
             bracket.more = more
             bracket.nests = STATEMENT | TRANSACTION
             return
+        if self._counts_rows and not batch_size:
+            bracket.count_rows = functools.partial(known_rows, cursor)
         self._core.start_statement(
-            bracket,
-            self.target,
-            statement,
-            bracket.parameterised,
-            batch_size,
-            parameters,
-            more,
-            skip=skip,
+            bracket, self.target, statement, parameterised, batch_size, parameters, more, skip=skip
         )
-        if self._mode is Mode.BOTH and bracket.span is not None:
+        if self._is_both and bracket.span is not None:
             bracket.nests = STATEMENT | TRANSACTION
+
+    def _begin_executemany(
+        self, bracket: Bracket, cursor: Any, statement: Any, parameters: Any, context: Any = None
+    ) -> None:
+        self._begin_execute(bracket, cursor, statement, parameters, context, len(parameters))
+
+    def _begin_execute_no_params(self, bracket: Bracket, cursor: Any, statement: Any, context: Any = None) -> None:
+        self._begin_execute(bracket, cursor, statement, None, context)
 
     def _begin_batches(self, bracket: Bracket, *args: Any) -> None:
         # (…, statement, parameters, generic_setinputsizes, context): newer versions have more in front.
@@ -297,7 +289,7 @@ class EngineState:
             self._core.start_transaction(bracket, self.target, name)
 
     def _begin_connect(self, bracket: Bracket) -> None:
-        if self._mode is Mode.DRIVER:
+        if self._is_drivers:
             bracket.nests = CONNECT
         elif SpanType.CONNECT in self._core.config.spans:
             self._core.start_call(bracket, self.target, "connect")
