@@ -166,7 +166,7 @@ def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
     Bracket what returns something to await, and a private coroutine function: nobody asks for its kind, and where it
     passes, as it mostly does, it costs no coroutine more.
     """
-    is_coroutine_function = inspect.iscoroutinefunction(function)
+    kind, is_coroutine_function = wrap.kind, inspect.iscoroutinefunction(function)
 
     @functools.wraps(function)
     async def bracket(outer: Bracket | None, args: Any, kwargs: Any) -> Any:
@@ -174,6 +174,9 @@ def _awaitable(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
             return await function(*args, **kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        outer = latest_bracket()
+        if outer is not None and outer.active and not outer.nests & kind:
+            return function(*args, **kwargs)  # within another call, as most of them are: no frame more than this
         outer = open_bracket()
         if _passes(caller, wrap, outer):
             return passing(outer, args)(*args, **kwargs)
