@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -109,6 +109,35 @@ def test_engine(driver: str, mode: str, spans: str, agent: Callable[..., None], 
     url = two_phase_url(driver)
     agent(mode=mode, spans=spans)
     assert tree(driver, mode, spans) == run(main(url))
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_reconnects(
+    driver: str, agent: Callable[..., None], recording: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    Where SQLAlchemy has to connect again first, it does that once, and what then fails is the application's.
+    """
+    attempts = []
+
+    def fail(*_: object) -> None:
+        attempts.append("connect")
+        raise OSError("down")
+
+    async def main(url: URL) -> None:
+        engine = create_async_engine(url)
+        async with engine.connect() as connection:
+            await connection.invalidate()
+            event.listen(engine.sync_engine, "do_connect", fail)
+            with pytest.raises(OSError, match="down"):
+                await begin(connection)
+        await engine.dispose()
+
+    url = two_phase_url(driver)
+    agent(spans="statement,transaction")
+    run(main(url))
+    assert ["connect"] == attempts
+    assert [] == [record.message for record in caplog.records]
 
 
 async def opened() -> Any:

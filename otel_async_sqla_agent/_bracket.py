@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STATEMENT, TRANSACTION, CONNECT = 1, 2, 4
 
 
-class Owner(Protocol):
+class BracketOwner(Protocol):
     """
     Whoever opens brackets: an engine's state, or a driver.
     """
@@ -121,7 +121,7 @@ class Bracket:
     What makes the span the current one, until the bracket is closed.
     """
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: BracketOwner) -> None:
         self.owner = owner
         self._outer: Token[Bracket | None] | None = _open_bracket.set(self)
 

@@ -259,11 +259,9 @@ class InstrumentedDriver:
 
 def _text(query: Any) -> str:
     """
-    Read SQL; what is neither text nor bytes the driver refuses.
+    Read SQL that is no text; what is not bytes either the driver refuses.
     """
-    if isinstance(query, (bytes, bytearray)):
-        return query.decode(errors="replace")
-    return query if isinstance(query, str) else ""
+    return query.decode(errors="replace") if isinstance(query, (bytes, bytearray)) else ""
 
 
 def _without_contrib(function: Any) -> Any:

@@ -274,8 +274,9 @@ class EngineState:
             self._start_transaction(bracket, connection, name)
 
     def _begin_two_phases(self, bracket: Bracket, connection: Any, *_args: Any, **_kwargs: Any) -> None:
-        # asyncpg's adapter sends BEGIN with the first statement.
-        if not hasattr(getattr(connection.connection, "dbapi_connection", None), "_transaction"):
+        # asyncpg's adapter sends BEGIN with the first statement. (What `connection.connection` is would tell as well,
+        # but to ask for it may connect.)
+        if connection.dialect.driver != "asyncpg":
             self._start_transaction(bracket, connection, "BEGIN")
 
     def _end_two_phases(

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._bracket import Bracket, Owner
+from ._bracket import Bracket
 
 if TYPE_CHECKING:
     from collections.abc import MutableSet
 
     from sqlalchemy.engine import Engine
+
+    from ._bracket import BracketOwner
 
 # `execution_options(otel_skip=True)`, on a statement, a connection or an engine.
 SKIP_OPTION = "otel_skip"
@@ -35,7 +37,7 @@ def is_skipped(context: Any) -> bool:
     return bool(options and options.get(SKIP_OPTION))
 
 
-def silence_connects(sync_engine: Engine, owner: Owner, skipping: MutableSet[Any]) -> bool:
+def silence_connects(sync_engine: Engine, owner: BracketOwner, skipping: MutableSet[Any]) -> bool:
     """
     Put a silent bracket around the connects of an engine that has the option itself: they don't know of it.
 
@@ -69,8 +71,9 @@ def note_option(connection: Any, options: Any, skipping: MutableSet[Any]) -> Non
     """
     Note whether the checked-out connection of a `Connection` is to make no spans, where that has just been said.
     """
-    if SKIP_OPTION in options:
-        (skipping.add if options[SKIP_OPTION] else skipping.discard)(connection._dbapi_connection)
+    checked_out = connection._dbapi_connection  # None where it has been invalidated
+    if SKIP_OPTION in options and checked_out is not None:
+        (skipping.add if options[SKIP_OPTION] else skipping.discard)(checked_out)
 
 
 def unsilence_connects(sync_engine: Engine) -> None:

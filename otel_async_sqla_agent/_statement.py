@@ -67,7 +67,7 @@ class StatementCore:
     """
     Start and end spans, as the configuration says.
 
-    Nothing here catches what goes wrong: every call comes through the guard of a layer.
+    Only `close()` catches what goes wrong: whoever calls the rest gives it to the guard of its layer.
 
     Args:
         config: What the environment says.
@@ -132,6 +132,7 @@ class StatementCore:
         """
         parent = context.get_current()
         instruments = self._metrics.instruments() if measure else None
+        # As `is_suppressed()`, without the call.
         if not (instruments or self._statements) or parent.get(_SUPPRESSED) or parent.get(_SUPPRESSED_BY_SDK):
             return
         text = sql if isinstance(sql, str) else ""
@@ -225,10 +226,13 @@ class StatementCore:
         """
         facts = rows = None
         try:
-            if error is not None:
-                facts = error_facts(error) or bracket.error
-            elif bracket.count_rows is not None:
-                rows = bracket.count_rows()
+            try:
+                if error is not None:
+                    facts = error_facts(error) or bracket.error
+                elif bracket.count_rows is not None:
+                    rows = bracket.count_rows()
+            except Exception as failure:  # noqa: BLE001 - the span is made all the same
+                bracket.owner.guard.failed(failure)
             if bracket.span is None:
                 self._start_late(bracket, facts)
             if bracket.measured is not None or rows is not None:

@@ -291,3 +291,19 @@ def test_unsampled_spans(recording: Recording) -> None:
     assert run(_queries(1)) == [1]
     assert unsampled.started == []
     assert [("SELECT", "SELECT ?")] == seen
+
+
+def test_failing_count_of_rows(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A span that waits for its statement's end is made also where the rows can't be counted.
+    """
+
+    def fail(_cursor: object) -> None:
+        raise Broken("rows")
+
+    monkeypatch.setattr("otel_async_sqla_agent._engine_state.known_rows", fail)
+    otel_async_sqla_agent.instrument(
+        tracer_provider=recording.provider, spans="statement", capture="rows", min_duration_ms=1e-6
+    )
+    assert [1] == run(_queries(1))
+    assert ["SELECT"] == recording.names

@@ -19,6 +19,7 @@ from sqlalchemy.pool import StaticPool
 import otel_async_sqla_agent
 from otel_async_sqla_agent._execution import known_rows
 from otel_async_sqla_agent._facts import CAPTURED_PARAMETERS, parameter_attributes
+from otel_async_sqla_agent._guard import FAILURE_LIMIT
 from tests.conftest import run
 from tests.conventions import metric_problems, span_problems
 from tests.recording import Recording, points
@@ -201,6 +202,31 @@ def test_skip(
     assert expected == recording.tree()
     durations = points(reader, "db.client.operation.duration").values()
     assert (5 if SQLALCHEMY_2 else 4) == sum(point.count for point in durations)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_skipped_connection_that_is_invalidated(
+    skip: bool, agent: Callable[..., None], recording: Recording, caplog: pytest.LogCaptureFixture
+) -> None:
+    """
+    A connection may get the option while it has none of the driver's; that is no failure of the engine layer's.
+    """
+    agent()
+
+    async def main() -> None:
+        engine = create_async_engine(MEMORY)
+        for _ in range(FAILURE_LIMIT):
+            async with engine.connect() as connection:
+                await connection.invalidate()
+                await connection.execution_options(otel_skip=skip)
+        recording.clear()
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+        await engine.dispose()
+
+    run(main())
+    assert ["connect", "SELECT"] == recording.names
+    assert [] == [record.message for record in caplog.records]
 
 
 @pytest.mark.parametrize("mode", ["auto", "driver"])
