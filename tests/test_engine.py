@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import importlib_metadata  # noqa: F401 - the first import puts a finder on `sys.meta_path`
 import pytest
 import sqlalchemy
 import sqlalchemy.ext.asyncio.engine as engine_module
