@@ -5,6 +5,7 @@ Keep a statement waiting on the server for as long as a test wants, and know whe
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import Any
 
 import psycopg
@@ -17,7 +18,7 @@ from integration.databases import driver_url
 WAIT = "pg_advisory_xact_lock(1)"
 
 
-class Gate:
+class Gate(ABC):
     """
     Something that a call waits for: the server's, or the application's own.
 
@@ -27,17 +28,29 @@ class Gate:
     def __init__(self) -> None:
         self._is_reached = False
 
+    @abstractmethod
     def shut(self) -> None:
-        raise NotImplementedError
+        """
+        Make who comes wait.
+        """
 
+    @abstractmethod
     def open(self) -> None:
-        raise NotImplementedError
+        """
+        Let all go on.
+        """
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """
+        Remove what it is made of.
+        """
 
+    @abstractmethod
     def somebody_waits(self) -> bool:
-        raise NotImplementedError
+        """
+        Tell whether a call has reached the server, and waits there.
+        """
 
     async def wait(self) -> None:
         """

@@ -149,7 +149,7 @@ def _coroutine(caller: Caller, wrap: Wrap, function: Function, passing: Passing)
         try:
             try:
                 begin(bracket, outer, wrap, args, kwargs)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - ours
                 guard.failed(error)
             result = await function(*args, **kwargs)
         except BaseException as error:

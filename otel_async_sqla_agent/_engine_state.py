@@ -172,7 +172,7 @@ class EngineState:
             try:
                 try:  # as the guard would do it: each statement comes this way
                     begin(bracket, *args, **kwargs)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - ours
                     guard.failed(error)
                 result = original(*args, **kwargs)
             except BaseException as error:

@@ -260,7 +260,7 @@ class PoolState:
         if self._guard.active:
             try:
                 self._checked_out(fairy, started)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - ours
                 self._guard.failed(error)
         return fairy
 
@@ -306,7 +306,7 @@ class PoolState:
             if self._guard.active:
                 try:
                     self._returned(record, in_pool)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:  # noqa: BLE001 - ours
                     self._guard.failed(error)
 
     def _returned(self, record: Any, in_pool: bool) -> None:
